@@ -1,0 +1,152 @@
+"""Generalisation over length: two re-rolled graphs of the same code must be isomorphic, and the integers in which they
+differ become affine functions of the length of the input. Anything else that differs is a refusal."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from linrec.capture.loops import leaves_of, tree_map_leaves
+from linrec.capture.trace import Slot, Trace
+from linrec.ir.location import location
+from linrec.ir.obstruction import refuse
+from linrec.ir.scan import scan_of
+from linrec.ir.timeaxis import affine
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class AffineInt:
+    """The integer ``slope * length + offset``."""
+
+    slope: int
+    offset: int
+
+    def at(self, length: int) -> int:
+        """The integer at a length."""
+        return self.slope * length + self.offset
+
+
+def affine_through(a: int, b: int, first: int, second: int) -> AffineInt | None:
+    """The affine function with integer coefficients that is `a` at length `first` and `b` at `second`, if any."""
+    slope, rest = divmod(b - a, second - first)
+    return None if rest else AffineInt(slope, a - slope * first)
+
+
+def generalize(shorter: Trace, longer: Trace, length_node: fx.Node | None) -> fx.GraphModule:
+    """Make the longer trace's graph valid for every length, given the same code traced at a shorter one.
+
+    Args:
+        shorter, longer: re-rolled traces, of different length.
+        length_node: a node of the longer graph that computes the length at run time.
+
+    Returns:
+        The longer trace's graph module, with every integer that differs replaced by `affine` of the length.
+
+    Raises:
+        Refused: LR004 where the graphs differ in structure, LR005 where a number does.
+    """
+    if shorter.outputs != longer.outputs or shorter.out_spec != longer.out_spec:
+        raise refuse("LR004", "The structure of the result depends on the length of the input.")
+    _same_leaves(shorter.out_leaves, longer.out_leaves, "the result")
+    if [a[:3] for a in shorter.attributes] != [a[:3] for a in longer.attributes]:
+        raise refuse(
+            "LR004", "Which attributes forward assigns, or their structure, depends on the length of the input."
+        )
+    for a, b in zip(shorter.attributes, longer.attributes, strict=True):
+        _same_leaves(a[3], b[3], f"the attribute {a[1]!r}")
+    lengths = (shorter.length, longer.length)
+    graph_module = longer.graph_module
+    _match(shorter.graph_module, graph_module, lengths, length_node)
+    graph_module.graph.lint()
+    graph_module.recompile()
+    return graph_module
+
+
+def _same_leaves(a: list[Any], b: list[Any], what: str) -> None:
+    for x, y in zip(a, b, strict=True):
+        same = (
+            x == y
+            if isinstance(x, Slot) or isinstance(y, Slot)
+            else type(x) is type(y) and (x == y or (x != x and y != y))
+        )
+        if not same:
+            raise refuse("LR005", f"{what} holds a number that depends on the length of the input ({x!r}, {y!r}).")
+
+
+def _match(
+    shorter: fx.GraphModule, longer: fx.GraphModule, lengths: tuple[int, int], length_node: fx.Node | None
+) -> None:
+    nodes = list(shorter.graph.nodes)
+    others = list(longer.graph.nodes)
+    twin: dict[fx.Node, fx.Node] = {}
+    for a, b in zip(nodes, others, strict=False):
+        if a.op != b.op or (a.op in ("call_function", "call_method") and a.target != b.target):
+            raise _differs(a, b)
+        twin[a] = b
+        if a.op == "placeholder":
+            continue
+        left, right = leaves_of(a), leaves_of(b)
+        if len(left) != len(right):
+            raise _differs(a, b)
+        changed = False
+        leaves: list[Any] = []
+        for x, y in zip(left, right, strict=True):
+            if isinstance(x, fx.Node) or isinstance(y, fx.Node):
+                if not isinstance(x, fx.Node) or twin.get(x) is not y:
+                    raise _differs(a, b)
+                leaves.append(y)
+            elif type(x) is int and type(y) is int and x != y:
+                function = affine_through(x, y, *lengths)
+                if function is None:
+                    raise refuse(
+                        "LR005", f"{_name(b)} uses {x} at length {lengths[0]} and {y} at {lengths[1]}.", location(b)
+                    )
+                if length_node is None:
+                    raise refuse("LR004", "The number of operators inside a step depends on the length.", location(b))
+                with longer.graph.inserting_before(b):
+                    new = longer.graph.call_function(affine, (length_node, function.slope, function.offset))
+                new.meta["val"] = y
+                leaves.append(new)
+                changed = True
+            elif type(x) is not type(y) or not (x == y or (x != x and y != y)):
+                raise refuse(
+                    "LR005", f"{_name(b)} uses {x!r} at length {lengths[0]} and {y!r} at {lengths[1]}.", location(b)
+                )
+            else:
+                leaves.append(y)
+        if changed:
+            b.args, b.kwargs = tree_map_leaves(b, leaves)
+        if a.op == "call_module":
+            one, two = scan_of(shorter, a), scan_of(longer, b)
+            if (one.carries, one.xs) != (two.carries, two.xs):
+                raise _differs(a, b)
+            _match(one.step, two.step, lengths, None)
+        elif a.op == "get_attr":
+            x, y = getattr(shorter, str(a.target), None), getattr(longer, str(b.target), None)
+            if not (isinstance(x, Tensor) and isinstance(y, Tensor) and x.shape == y.shape and torch.equal(x, y)):
+                raise _differs(a, b)
+    if len(nodes) != len(others):
+        extra = others[len(nodes)] if len(others) > len(nodes) else nodes[len(others)]
+        raise _differs(extra, extra)
+
+
+def _name(node: fx.Node) -> str:
+    name = getattr(node.target, "_overloadpacket", node.target)
+    return str(getattr(name, "__name__", name)).removeprefix("aten.")
+
+
+def _differs(a: fx.Node, b: fx.Node) -> Exception:
+    at = location(b) or location(a)
+    return refuse(
+        "LR004",
+        f"At two lengths the code runs different operators, beyond one more step of a loop (at '{_name(b)}').",
+        at,
+    )
+
+
+__all__ = ["AffineInt", "affine_through", "generalize"]

@@ -1,0 +1,327 @@
+"""Run a module for information only: on inputs of another length, with its operators recorded, and with every trace of
+the run (buffers, attributes, random state, gradients) undone afterwards."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import sys
+import threading
+from collections import Counter
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from linrec.capture.trace import containers, restore_attributes, snapshot_attributes
+
+Dims = dict[int, dict[int, int]]
+"""For each tensor leaf, its dimensions that grow with the length: {leaf: {dim: offset}}, size = length + offset."""
+
+
+@contextlib.contextmanager
+def undone(module: nn.Module, tensors: Sequence[Any] = (), parameters: str = "watch") -> Iterator[None]:
+    """Restore parameters, buffers, the given tensors, attributes and random state on exit.
+
+    Args:
+        module: the module; tensors: inputs to restore.
+        parameters: "watch" for a dispatch mode that keeps what is about to be written into, "copy" to copy all of them
+            in advance (the call then sees no mode), "leave" where the block replaces them anyway.
+    """
+    saved = snapshot_attributes(module)
+    kept = [(b, b._version, b.detach().clone()) for b in module.buffers()]
+    kept += [(t, t._version, t.detach().clone()) for t in tensors if isinstance(t, Tensor)]
+    kept += [(p, p._version, p.detach().clone()) for p in _attributes_of(module, Tensor)]
+    own = [(p, p.data, p.requires_grad) for p in module.parameters()]
+    writes = _Writes([p for p, *_ in own]) if parameters == "watch" else contextlib.nullcontext(_Writes([]))
+    if parameters == "copy":
+        kept += [(p, p._version, p.detach().clone()) for p, *_ in own]
+    generators = [(g, g.get_state()) for g in _attributes_of(module, torch.Generator)]
+    kept_hooks = _suspend_hooks(module)
+    written: Any = _Writes([])
+    rng = torch.get_rng_state()
+    python_rng, numpy_rng = random.getstate(), _numpy_state()
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else None
+    try:
+        with unpacked(), writes as written:
+            yield
+    finally:
+        for owner, name, hooks in kept_hooks:
+            owner.__dict__[name] = hooks
+        torch.set_rng_state(rng)
+        random.setstate(python_rng)
+        if numpy_rng is not None:
+            sys.modules["numpy"].random.set_state(numpy_rng)
+        if cuda is not None:
+            torch.cuda.set_rng_state_all(cuda)
+        for generator, state in generators:
+            generator.set_state(state)
+        restore_attributes(saved)
+        for parameter, data, requires_grad in own:
+            if parameter.requires_grad != requires_grad:
+                parameter.requires_grad_(requires_grad)
+            if parameter.data_ptr() != data.data_ptr():
+                parameter.data = data
+        kept += written.before
+        with torch.no_grad():
+            for tensor, version, value in kept:
+                # Some operators write without telling: batch norm does not bump the version of its statistics.
+                if tensor._version != version or not torch.equal(tensor, value):
+                    tensor.detach().copy_(value)
+
+
+def unpacked() -> contextlib.AbstractContextManager[None]:
+    """Without the hooks of a caller that packs saved tensors (activation checkpointing): it must not see a probe's."""
+    if torch._C._autograd._top_saved_tensors_default_hooks(False) is None:
+        return contextlib.nullcontext()  # functorch refuses hooks that do nothing, too
+    return torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x)
+
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def _suspend_hooks(module: nn.Module) -> list[tuple[nn.Module, str, Any]]:
+    """Take off the user's hooks, which must not be called for a probe; torch's own (sharding, old weight norm) stay."""
+    kept = []
+    for sub in module.modules():
+        for name in _HOOKS:
+            hooks = getattr(sub, name)
+            if hooks and not all(str(getattr(h, "__module__", "")).startswith("torch.") for h in hooks.values()):
+                kept.append((sub, name, hooks))
+                sub.__dict__[name] = type(hooks)()
+    return kept
+
+
+def _numpy_state() -> Any:
+    numpy = sys.modules.get("numpy")
+    return numpy.random.get_state() if numpy is not None else None
+
+
+def _attributes_of(module: nn.Module, kind: type) -> list[Any]:
+    """The attributes of a type, those inside lists and dicts included (but not parameters and buffers)."""
+    found: dict[int, Any] = {}
+    for sub in module.modules():
+        for name, value in sub.__dict__.items():
+            if name not in ("_parameters", "_buffers", "_modules"):
+                held = [value, *(v for c in containers(value) for v in (c.values() if isinstance(c, dict) else c))]
+                found.update({id(v): v for v in held if isinstance(v, kind)})
+    return list(found.values())
+
+
+class _Writes(TorchDispatchMode):
+    """Keeps the values of parameters that an operator is about to write into; few models do, so that copying all of
+    them in advance would be a waste."""
+
+    def __init__(self, parameters: Sequence[Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.watched = {p.untyped_storage().data_ptr(): p for p in parameters if type(p.data) is Tensor}
+        self.before: list[tuple[Tensor, int, Tensor]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func._schema.is_mutable:
+            for argument, given in zip(func._schema.arguments, args, strict=False):
+                if argument.is_write and type(given) is Tensor:
+                    parameter = self.watched.pop(given.untyped_storage().data_ptr(), None)
+                    if parameter is not None:
+                        self.before.append((parameter, -1, parameter.detach().clone()))
+        return func(*args, **(kwargs or {}))
+
+
+@contextlib.contextmanager
+def attribute_reads(module: nn.Module) -> Iterator[set[str]]:
+    """Collect the names of all attributes that are read from a module and its submodules in the block."""
+    names: set[str] = set()
+    watched: dict[type, type] = {}
+    changed: list[tuple[nn.Module, type]] = []
+
+    def watch(cls: Any) -> type:
+        def reading(self: Any, name: str) -> Any:
+            names.add(name)
+            return cls.__getattribute__(self, name)
+
+        return type(cls.__name__, (cls,), {"__getattribute__": reading, "__module__": cls.__module__})
+
+    try:
+        for sub in module.modules():
+            cls = type(sub)
+            if cls not in watched:
+                watched[cls] = watch(cls)
+            try:
+                sub.__class__ = watched[cls]
+            except TypeError:  # a layout that cannot be exchanged: all its attributes count as read
+                names |= set(sub.__dict__)
+                continue
+            changed.append((sub, cls))
+        yield names
+    finally:
+        for sub, cls in changed:
+            sub.__class__ = cls
+
+
+def resize(leaves: Sequence[Any], dims: Dims, length: int, batch: int | None = None) -> list[Any]:
+    """The leaves with every growing dimension cut, or wrapped around, to `length` (plus its offset)."""
+    out = list(leaves)
+    for leaf, sizes in dims.items():
+        for dim, offset in sizes.items():
+            index = torch.arange(length + offset, device=out[leaf].device) % out[leaf].shape[dim]
+            out[leaf] = out[leaf].detach().index_select(dim, index)
+    return [x.detach().clone() if isinstance(x, Tensor) else x for x in out]
+
+
+@dataclass
+class Record:
+    """What a recorded run did.
+
+    Attributes:
+        events: one entry per operator, in order: name, plain arguments and, for tensors, where they came from.
+        own: for each module, the largest number of operators and child calls that one call of it ran itself.
+        result: the pytree structure and, per leaf of the result, where it came from.
+        calls: how often each torch function was called (with its floating-point arguments). Unlike `events` this does
+            not depend on strides.
+        drew: whether Python's random generator was used.
+        output: what the run returned.
+    """
+
+    events: list[tuple[Hashable, ...]] = field(default_factory=list)
+    own: dict[nn.Module, int] = field(default_factory=dict)
+    result: Hashable = None
+    calls: Counter[Hashable] = field(default_factory=Counter)
+    drew: bool = False
+    output: Any = None
+
+
+def _place(tensor: Tensor) -> Hashable:
+    """What identifies a tensor through the views that autograd makes of it: its memory and geometry."""
+    if tensor.layout is not torch.strided:
+        return id(tensor)
+    start = tensor.untyped_storage().data_ptr()
+    return (start, tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.is_conj())
+
+
+class _Recorder(TorchDispatchMode):
+    def __init__(self, record: Record, labels: dict[Hashable, Hashable]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.record, self.labels = record, labels
+        self.alive: list[Any] = []
+        self.stack: list[list[Any]] = []
+
+    def label(self, tensor: Tensor) -> Hashable:
+        found = self.labels.get(_place(tensor))
+        if found is None:
+            self.alive.append(tensor)
+            small = tensor.numel() <= 4096 and tensor.device.type != "meta"
+            found = (
+                ("constant", str(tensor.dtype), tuple(tensor.flatten().tolist()))
+                if small
+                else ("unknown", _place(tensor))
+            )
+            self.labels[_place(tensor)] = found
+        return found
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        leaves = pytree.tree_leaves((args, kwargs))
+        inputs = tuple(self.label(x) if isinstance(x, Tensor) else repr(x) for x in leaves)
+        floats = tuple(x for x in leaves if type(x) is float)
+        out = func(*args, **kwargs)
+        self.record.events.append((str(func), floats, inputs))
+        number = len(self.record.events)
+        for k, leaf in enumerate(pytree.tree_leaves(out)):
+            if isinstance(leaf, Tensor):
+                self.labels[_place(leaf)] = (number, k)
+                self.alive.append(leaf)
+        if self.stack:
+            self.stack[-1][1] += 1
+        return out
+
+
+class _Calls(TorchFunctionMode):
+    """Counts the calls, and notes in which gradient mode they are made, which operators themselves do not show."""
+
+    def __init__(self, record: Record, grad: bool) -> None:
+        super().__init__()
+        self.record, self.grad = record, grad
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if self.grad and not torch.is_grad_enabled():
+            self.record.events.append(("no_grad", (), (str(getattr(func, "__name__", func)),)))
+        leaves = pytree.tree_leaves((args, kwargs))
+        name = getattr(func, "__qualname__", None) or str(func)
+        self.record.calls[(name, tuple(x for x in leaves if type(x) is float))] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def count_calls(module: nn.Module, forward: Any, spec: Any, leaves: Sequence[Any]) -> Record:
+    """Run `forward` without gradient, and only count its calls: cheaper than `record`, for long inputs."""
+    found = Record()
+    args, kwargs = pytree.tree_unflatten(list(leaves), spec)
+    with undone(module, leaves), torch.no_grad(), _Calls(found, False):
+        found.output = forward(*args, **kwargs)
+    return found
+
+
+def record(module: nn.Module, forward: Any, spec: Any, leaves: Sequence[Any], per_module: bool = False) -> Record:
+    """Run `forward` on the given leaves and record its operators.
+
+    Args:
+        per_module: also count what each module runs itself (through global module hooks).
+    """
+    found = Record()
+    labels: dict[Hashable, Hashable] = {}
+    for i, leaf in enumerate(leaves):
+        if isinstance(leaf, Tensor):
+            labels[_place(leaf)] = ("input", i)
+    for name, p in [*module.named_parameters(), *module.named_buffers()]:
+        labels[_place(p)] = ("state", name, str(p.dtype), tuple(p.shape))
+    for path, sub in module.named_modules():
+        for name, value in sub.__dict__.items():
+            if isinstance(value, Tensor):
+                labels[_place(value)] = ("attribute", path, name)
+    recorder = _Recorder(found, labels)
+    args, kwargs = pytree.tree_unflatten(list(leaves), spec)
+    handles = _count_per_module(recorder, module, found) if per_module else []
+    try:
+        with undone(module, leaves), torch.enable_grad(), _Calls(found, True), recorder:
+            python_rng = random.getstate()
+            out = forward(*args, **kwargs)
+            found.drew = random.getstate() != python_rng
+    finally:
+        for handle in handles:
+            handle.remove()
+        if per_module:
+            top: list[Any] = recorder.stack.pop(0) if recorder.stack else [module, 0]
+            found.own[module] = max(found.own.get(module, 0), top[1])
+    out_leaves, out_spec = pytree.tree_flatten(out)
+    found.result = (
+        str(out_spec),
+        tuple(labels.get(_place(x)) if isinstance(x, Tensor) else repr(x) for x in out_leaves),
+    )
+    found.output = out
+    return found
+
+
+def _count_per_module(recorder: _Recorder, root: nn.Module, found: Record) -> list[Any]:
+    recorder.stack.append([root, 0])
+    thread = threading.get_ident()
+
+    def enter(module: nn.Module, args: Any) -> None:
+        if threading.get_ident() != thread:
+            return
+        recorder.stack[-1][1] += 1
+        recorder.stack.append([module, 0])
+
+    def leave(module: nn.Module, args: Any, out: Any) -> None:
+        if threading.get_ident() != thread:
+            return
+        while recorder.stack[-1][0] is not module and len(recorder.stack) > 1:
+            recorder.stack.pop()
+        _, count = recorder.stack.pop()
+        found.own[module] = max(found.own.get(module, 0), count)
+
+    hooks = nn.modules.module
+    return [hooks.register_module_forward_pre_hook(enter), hooks.register_module_forward_hook(leave)]

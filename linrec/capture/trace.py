@@ -1,0 +1,444 @@
+"""One trace: a module run by ``torch.export`` at one short length, as a functional ATen graph with the loop unrolled.
+The trace records what the module returned, the buffers it changed and the attributes it assigned, and leaves the module
+itself exactly as it was."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import copy
+import io
+import logging
+import sys
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export.graph_signature import InputKind, OutputKind
+from torch.fx.experimental import proxy_tensor
+from torch.fx.traceback import annotate, preserve_node_meta
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+
+from linrec.capture.autograd_function import opaque_autograd_functions
+from linrec.ir.location import USER_FRAME, is_library, location, note
+from linrec.ir.obstruction import Refused, refuse
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a placeholder's value comes from: ``kind`` is "parameter", "buffer" or "attribute" (then `name` is its
+    qualified name in the module), "input" (then `index` counts the tensor leaves of the call) or "constant"."""
+
+    kind: str
+    name: str = ""
+    index: int = -1
+    value: Any = None
+
+
+@dataclass
+class Trace:
+    """A functional graph of one run.
+
+    Attributes:
+        graph_module: the ATen graph; its output is a flat tuple.
+        sources: one `Source` per placeholder, in order.
+        outputs: for each element of the output tuple, ("user", leaf index), ("buffer", name), ("input", leaf index)
+            or ("attribute", (module path, attribute, leaf index)).
+        out_spec: pytree structure of what the module returned.
+        out_leaves: the returned leaves; graph outputs are marked by `None`-holding slots in `user_slots`.
+        attributes: for each assigned attribute: (module path, attribute name, pytree spec, leaves).
+        length: the length traced.
+    """
+
+    graph_module: fx.GraphModule
+    sources: list[Source]
+    outputs: list[tuple[str, Any]]
+    out_spec: Any
+    out_leaves: list[Any]
+    attributes: list[tuple[str, str, Any, list[Any]]] = field(default_factory=list)
+    length: int = 0
+
+
+class _Slot:
+    """Marks a leaf that is a tensor output of the graph (its value is the position in the flat outputs)."""
+
+    def __init__(self, position: int) -> None:
+        self.position = position
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Slot) and other.position == self.position
+
+    def __hash__(self) -> int:
+        return hash(self.position)
+
+    def __repr__(self) -> str:
+        return f"out[{self.position}]"
+
+
+Slot = _Slot
+
+_PLAIN = (int, float, complex, bool, str, bytes, type(None), torch.dtype, torch.device)
+
+
+Snapshot = list[tuple[nn.Module, dict[str, Any], dict[str, dict[str, Any]], list[tuple[Any, Any]]]]
+
+_TABLES = ("_parameters", "_buffers", "_modules")
+
+
+def snapshot_attributes(module: nn.Module) -> Snapshot:
+    """A copy of every submodule's attributes, of its parameter, buffer and module tables, and of the lists, dicts, sets
+    and deques that its attributes hold."""
+    saved: Snapshot = []
+    for sub in module.modules():
+        state = dict(sub.__dict__)
+        tables = {table: dict(sub.__dict__[table]) for table in _TABLES}
+        held = [c for n, v in state.items() if n not in _TABLES for c in containers(v)]
+        saved.append((sub, state, tables, [(c, copy.copy(c)) for c in held]))
+    return saved
+
+
+_CONTAINERS = (list, dict, set, collections.deque, collections.OrderedDict, collections.defaultdict)
+
+
+def containers(value: Any) -> list[Any]:
+    """The lists, dicts, sets and deques in a value, itself included, however deep."""
+    found: list[Any] = []
+    pending, seen = [value], set()
+    while pending:
+        value = pending.pop()
+        if isinstance(value, tuple):
+            pending.extend(value)
+        elif type(value) in _CONTAINERS and id(value) not in seen:
+            seen.add(id(value))
+            found.append(value)
+            pending.extend(value.values() if isinstance(value, dict) else value)
+    return found
+
+
+def _same_items(a: Any, b: Any) -> bool:
+    if isinstance(a, dict):
+        return list(a) == list(b) and all(a[k] is b[k] for k in a)
+    if isinstance(a, set):
+        return bool(a == b)
+    return len(a) == len(b) and all(x is y for x, y in zip(a, b, strict=True))
+
+
+def restore_attributes(saved: Snapshot) -> None:
+    """Undo every attribute assignment, and every change of a container that an attribute holds, since the snapshot."""
+    for sub, state, tables, held in saved:
+        for container, content in held:
+            if not _same_items(container, content):
+                container.clear()
+                (container.update if isinstance(container, (dict, set)) else container.extend)(content)
+        for table, content in tables.items():
+            live = state[table]
+            if not _same_items(live, content):
+                live.clear()
+                live.update(content)
+        for name in [n for n in sub.__dict__ if n not in state]:
+            del sub.__dict__[name]
+        for name, value in state.items():
+            if sub.__dict__.get(name) is not value:
+                sub.__dict__[name] = value
+
+
+def _assigned(saved: Snapshot, module: nn.Module) -> list[tuple[str, str, Any]]:
+    paths = {id(sub): name for name, sub in module.named_modules()}
+    found = []
+    for sub, state, tables, held in saved:
+        for container, content in held:
+            if not _same_items(container, content):
+                name = next(n for n, v in state.items() if any(c is container for c in containers(v)))
+                raise refuse("LR013", f"forward changes the {type(container).__name__} self.{name} in place.")
+        if any(sub.__dict__.get(t) is not state[t] or not _same_items(state[t], tables[t]) for t in _TABLES):
+            raise refuse("LR013", "forward assigns a parameter, a buffer or a submodule.")
+        for name, value in sub.__dict__.items():
+            old = state.get(name, getattr(type(sub), name, _Slot))
+            if type(old) in (int, float, complex, bool, str) and type(value) in _PLAIN and value != old:
+                raise refuse("LR013", f"forward changes self.{name} (from {old!r} to {value!r}).")
+            if value is old or (type(value) in _PLAIN and type(value) is type(old) and value == old):
+                continue
+            found.append((paths[id(sub)], name, value))
+    return found
+
+
+class _UserFrames(TorchFunctionMode):
+    """Notes for every operator of a trace the innermost line of user code that called it; torch keeps only the frames
+    of forward methods."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None and is_library(frame.f_code.co_filename):
+            frame = frame.f_back
+        if frame is None:
+            return func(*args, **(kwargs or {}))
+        with annotate({USER_FRAME: note(frame)}):
+            return func(*args, **(kwargs or {}))
+
+
+class _Results:
+    """Carries what a traced call returned out of the export, which resets the attributes of the module it traces."""
+
+    value: Any = None
+
+
+class _Flat(nn.Module):
+    """Calls a module with its tensor leaves as one list; returns its tensor leaves, assigned attributes included."""
+
+    def __init__(self, module: nn.Module, spec: Any, leaves: Sequence[Any], forward: Any) -> None:
+        super().__init__()
+        self.inner = module
+        self._call = (spec, list(leaves), forward)
+        self.results = _Results()
+
+    def forward(self, tensors: list[Tensor]) -> list[Tensor]:
+        spec, leaves, forward = self._call
+        rest = iter(tensors)
+        args, kwargs = pytree.tree_unflatten([next(rest) if isinstance(x, Tensor) else x for x in leaves], spec)
+        saved = snapshot_attributes(self.inner)
+        try:
+            with preserve_node_meta(), _UserFrames():
+                out = forward(*args, **kwargs)
+            flat: list[Tensor] = []
+
+            def slots(value: Any, what: str) -> tuple[list[Any], Any]:
+                leaves, spec = pytree.tree_flatten(value)
+                marked: list[Any] = []
+                for leaf in leaves:
+                    if isinstance(leaf, Tensor):
+                        marked.append(_Slot(len(flat)))
+                        flat.append(leaf)
+                    elif isinstance(leaf, torch.SymInt):
+                        raise refuse("LR005", f"{what} holds a number that depends on the batch size.")
+                    elif type(leaf) in _PLAIN:
+                        marked.append(leaf)
+                    else:
+                        raise refuse("LR002", f"{what} holds a {type(leaf).__name__}, which cannot be traced.")
+                return marked, spec
+
+            out_leaves, out_spec = slots(out, "the result")
+            attributes = []
+            for path, name, value in _assigned(saved, self.inner):
+                marked, attribute_spec = slots(value, f"the attribute {name!r}")
+                attributes.append((path, name, attribute_spec, marked))
+            self.results.value = (out_spec, out_leaves, attributes)
+            return flat
+        finally:
+            restore_attributes(saved)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    loggers = [logging.getLogger(name) for name in ("torch.export", "torch._export", "torch.fx", "torch._dynamo")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _inline_grad_modes(program: Any) -> None:
+    """Replace ``no_grad`` regions by their operators with every result detached: the same values and gradients.
+
+    Decomposition would drop the region and let gradient flow through it.
+    """
+    _inline_in(program.graph_module)
+    program.graph_module.recompile()
+
+
+def _inline_in(graph_module: fx.GraphModule) -> None:
+    hop = torch.ops.higher_order.wrap_with_set_grad_enabled
+    for node in list(graph_module.graph.nodes):
+        if node.op != "call_function":
+            continue
+        if node.target is torch.ops.higher_order.wrap_with_autocast:
+            raise refuse("LR014", "An autocast region inside forward is not supported.")
+        if node.target is not hop:
+            continue
+        enabled, body, *operands = node.args
+        if enabled:
+            raise refuse("LR014", "forward switches gradient on while it is off outside.", location(node))
+        sub = graph_module.get_submodule(str(body.target))
+        assert isinstance(sub, fx.GraphModule)
+        _inline_in(sub)
+        with graph_module.graph.inserting_before(node):
+            env = dict(zip([n for n in sub.graph.nodes if n.op == "placeholder"], operands, strict=True))
+            results: Any = ()
+            for inner in sub.graph.nodes:
+                if inner.op == "output":
+                    results = fx.map_arg(inner.args[0], lambda n, env=env: env[n])
+                elif inner.op != "placeholder":
+                    env[inner] = graph_module.graph.node_copy(inner, lambda n, env=env: env[n])
+            final = []
+            for value in results:
+                if not enabled and isinstance(value, fx.Node) and isinstance(value.meta.get("val"), Tensor):
+                    detached = graph_module.graph.call_function(torch.ops.aten.detach.default, (value,))
+                    detached.meta = dict(value.meta)
+                    final.append(detached)
+                else:
+                    final.append(value)
+        for user in list(node.users):
+            if user.op == "call_function" and user.target.__name__ == "getitem":
+                user.replace_all_uses_with(final[user.args[1]])
+                graph_module.graph.erase_node(user)
+        graph_module.graph.erase_node(node)
+
+
+def _mutates(graph: fx.Graph) -> bool:
+    """Whether an operator writes into a tensor: then the graph has to be made functional, at the cost of retracing."""
+    schemas = (getattr(n.target, "_schema", None) for n in graph.nodes if n.op == "call_function")
+    return any(schema is not None and schema.is_mutable for schema in schemas)
+
+
+def trace(module: nn.Module, forward: Any, spec: Any, leaves: Sequence[Any], dynamic: Sequence[Any]) -> Trace:
+    """Trace one call of `forward` (the module's own, unwrapped) on the given leaves.
+
+    Args:
+        module: the module that owns parameters and buffers.
+        forward: what to run, with the module's arguments.
+        spec: pytree structure of ``(args, kwargs)``.
+        leaves: its leaves; tensors become inputs of the graph, everything else is fixed.
+        dynamic: for each tensor leaf, a dict {dim: Dim.AUTO} of the dimensions to keep symbolic, or None.
+
+    Raises:
+        Refused: LR002 or LR015 where ``torch.export`` fails, LR014 for autocast regions.
+    """
+    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    flat = _Flat(module, spec, leaves, forward)
+    # nn.Module.train(...) must not be called here: the flags of the module are part of what is traced.
+    flat.training = module.training
+    rng = torch.get_rng_state()
+    saved = snapshot_attributes(module)
+    try:
+        with _quiet(), opaque_autograd_functions(), _this_thread_only():
+            try:
+                program = torch.export.export(flat, (tensors,), dynamic_shapes=(list(dynamic),), strict=False)
+                _inline_grad_modes(program)
+                if _mutates(program.graph):
+                    program = program.run_decompositions({})
+            except Refused:
+                raise
+            except Exception as error:
+                raise _export_failure(error) from error
+    finally:
+        torch.set_rng_state(rng)
+        restore_attributes(saved)
+    out_spec, out_leaves, attributes = flat.results.value
+    return _as_trace(program, module, out_spec, out_leaves, attributes)
+
+
+@contextlib.contextmanager
+def _this_thread_only() -> Iterator[None]:
+    """Let modules that other threads call meanwhile run as they are: torch's tracer wraps every module's call."""
+    tracer, tracing = proxy_tensor._ModuleStackTracer, threading.get_ident()
+    call_module, getattr_ = tracer.call_module, tracer.getattr
+
+    def call(self: Any, module: Any, forward: Any, args: Any, kwargs: Any) -> Any:
+        if threading.get_ident() != tracing:
+            return forward(*args, **kwargs)
+        return call_module(self, module, forward, args, kwargs)
+
+    def get(self: Any, name: str, value: Any, proxies: Any) -> Any:
+        return value if threading.get_ident() != tracing else getattr_(self, name, value, proxies)
+
+    own: Any = tracer
+    own.call_module, own.getattr = call, get
+    try:
+        yield
+    finally:
+        own.call_module, own.getattr = call_module, getattr_
+
+
+def _export_failure(error: BaseException) -> Refused:
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, Refused):
+            return cause
+        cause = cause.__cause__ or cause.__context__
+    text = str(error)
+    first = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)[:300]
+    guard = "data-dependent" in text or type(error).__name__ in (
+        "GuardOnDataDependentSymNode",
+        "DataDependentOutputException",
+    )
+    return refuse(
+        "LR015" if guard or "_local_scalar_dense" in text else "LR002",
+        f"{type(error).__name__}: {first}",
+        _where(error),
+    )
+
+
+def _where(error: BaseException) -> str:
+    import os
+    import traceback
+
+    found = ""
+    for frame in traceback.extract_tb(error.__traceback__):
+        if not is_library(frame.filename):
+            found = f"{os.path.basename(frame.filename)}:{frame.lineno}"
+    return found
+
+
+def _as_trace(program: Any, module: nn.Module, out_spec: Any, out_leaves: list[Any], attributes: list[Any]) -> Trace:
+    sources: list[Source] = []
+    names = {
+        InputKind.PARAMETER: "parameter",
+        InputKind.BUFFER: "buffer",
+        InputKind.CONSTANT_TENSOR: "attribute",
+    }
+    inputs = 0
+    for spec in program.graph_signature.input_specs:
+        if spec.kind is InputKind.USER_INPUT:
+            sources.append(Source("input", index=inputs))
+            inputs += 1
+        elif spec.kind in names:
+            target = str(spec.target)
+            name = target.removeprefix("inner.")
+            if spec.kind is InputKind.CONSTANT_TENSOR and (name == target or _lookup(module, name) is None):
+                value = program.constants[target]
+                if value.requires_grad:
+                    raise refuse("LR002", "A tensor that requires gradient is used, but is no parameter of the module.")
+                sources.append(Source("constant", name=target, value=value))
+            else:
+                sources.append(Source(names[spec.kind], name=name))
+        else:
+            raise refuse("LR002", f"The program takes an input of kind {spec.kind.name}, which is not supported.")
+    outputs: list[tuple[str, Any]] = []
+    user = 0
+    for out in program.graph_signature.output_specs:
+        if out.kind is OutputKind.USER_OUTPUT:
+            outputs.append(("user", user))
+            user += 1
+        elif out.kind is OutputKind.BUFFER_MUTATION:
+            outputs.append(("buffer", str(out.target).removeprefix("inner.")))
+        elif out.kind is OutputKind.USER_INPUT_MUTATION:
+            index = (
+                [s.arg.name for s in program.graph_signature.user_inputs_specs].index(out.target)
+                if hasattr(program.graph_signature, "user_inputs_specs")
+                else list(program.graph_signature.user_inputs).index(out.target)
+            )
+            outputs.append(("input", index))
+        else:
+            raise refuse("LR013", f"The program has a side effect of kind {out.kind.name}.")
+    graph_module = fx.GraphModule(program.graph_module, program.graph)
+    return Trace(graph_module, sources, outputs, out_spec, out_leaves, attributes)
+
+
+def _lookup(module: nn.Module, name: str) -> Any:
+    value: Any = module
+    for part in name.split("."):
+        if not hasattr(value, part):
+            return None
+        value = getattr(value, part)
+    return value

@@ -1,0 +1,325 @@
+"""`CompiledScan`: a scan whose loop runs as generated machine code on a CPU, values and first derivatives, and by the
+torch form that it is given everywhere else. ``LINREC_CODEGEN`` says when: "wait" (the default) compiles at the first
+call, "background" lets the torch form serve until a thread has compiled, "off" never compiles."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import _get_current_dispatch_mode
+
+from linrec.codegen import arrangement, contraction, pointwise, toolchain
+from linrec.codegen.adjoint import Wanted, differentiable
+from linrec.codegen.axes import Unsupported
+from linrec.codegen.lanes import program
+from linrec.codegen.launch import Compiled, Run
+from linrec.codegen.signature import Signature
+from linrec.codegen.translate import translate
+
+_RULES = (arrangement, contraction, pointwise)  # imported for the rules that they register
+_MOST = 32
+"""Shapes of inputs that a scan keeps kernels for; what comes after runs by the torch form."""
+
+_compiling = threading.Lock()
+
+
+def supported(step: fx.GraphModule, carries: int, xs: int) -> str | None:
+    """Whether a kernel can be written for a step.
+
+    Args:
+        step: the step's graph, with fake tensors in ``meta["val"]``; symbolic sizes are taken at their hints.
+        carries, xs: number of carries and of per-step inputs.
+
+    Returns:
+        None, or the reason why not.
+    """
+    if not toolchain.available():
+        return "llvmlite is not installed"
+    values = []
+    for node in step.graph.nodes:
+        if node.op == "placeholder":
+            value = node.meta.get("val")
+            values.append(_like(value) if isinstance(value, Tensor) else _hint(value))
+    try:
+        compiled, _ = _build(step, carries, xs, values)
+        compiled.adjoint(_everything(compiled.s, set(compiled.s.inputs)))
+    except Unsupported as reason:
+        return str(reason)
+    return None
+
+
+def _hint(size: Any) -> Any:
+    return size.node.hint if isinstance(size, torch.SymInt) else size
+
+
+def _like(value: Tensor) -> Tensor:
+    return torch.empty([_hint(s) for s in value.shape], dtype=value.dtype, device="meta")
+
+
+def _everything(s: Signature, inputs: set[Any]) -> Wanted:
+    finals = frozenset(k for k, (o, _) in s.updates.items() if differentiable(o))
+    return Wanted(frozenset(inputs), finals, frozenset(k for k, (o, _) in s.ys.items() if differentiable(o)))
+
+
+Outputs = list[tuple[torch.dtype, tuple[int, ...]]]
+
+
+def _build(step: fx.GraphModule, carries: int, xs: int, values: Sequence[Any]) -> tuple[Compiled, Outputs]:
+    """Translate a step for inputs like some values; also what it returns: dtypes and shapes."""
+    given = iter(values)
+    found: dict[fx.Node, Any] = {}
+    outputs: Outputs = []
+    with FakeTensorMode(), torch.no_grad():
+        for node in step.graph.nodes:
+            if node.op == "placeholder":
+                value = next(given)
+                if isinstance(value, Tensor):
+                    value = torch.empty(tuple(value.shape), dtype=value.dtype)
+                found[node] = value
+            elif node.op == "call_function":
+                args, kwargs = fx.map_arg((node.args, node.kwargs), found.__getitem__)
+                found[node] = node.target(*args, **kwargs)
+            elif node.op == "output":
+                outputs = [(found[n].dtype, tuple(found[n].shape)) for n in node.args[0]]
+            else:
+                raise Unsupported(f"the step holds a node of kind {node.op}")
+    signature = Signature.of(program(translate(step, found, carries)), carries, xs)
+    return Compiled(signature, carries, xs), outputs
+
+
+class CompiledScan(nn.Module):
+    """Same call as `linrec.ir.scan.Scan`: ``forward(length, carries, xs, consts) -> (*final_carries, *ys)``.
+
+    Args:
+        step: the step's graph: ``(*carries, *xs, *consts) -> (*new_carries, *ys)``.
+        carries, xs: number of carries and of per-step inputs.
+        fallback: a module with the same call. It runs wherever no kernel can: on other devices, for dtypes other than
+            floating point, complex, integers and bools, inside ``torch.func`` transforms, tracing and autocast, with
+            tensor subclasses or forward-mode derivatives, and for second derivatives.
+
+    Attributes:
+        reason: why no kernel could be written for the last inputs that none could be written for; None if there were
+            none.
+    """
+
+    def __init__(self, step: fx.GraphModule, carries: int, xs: int, fallback: nn.Module) -> None:
+        super().__init__()
+        self.step = step
+        self.fallback = fallback
+        self.carries = carries
+        self.xs = xs
+        self.reason: str | None = None
+        self._kernels: dict[Any, tuple[Compiled, Outputs] | None] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Addresses of functions mean nothing elsewhere.
+        return self.__dict__ | {"_kernels": {}}
+
+    def forward(
+        self, length: int, carries: Sequence[Any], xs: Sequence[Tensor], consts: Sequence[Any]
+    ) -> tuple[Any, ...]:
+        """Run the loop: ``(*final_carries, *ys)``, every y of shape (length, ...)."""
+        inputs = (*carries, *xs, *consts)
+        found = self._find(length, inputs) if _plain(inputs) else None
+        if found is None:
+            return tuple(self.fallback(length, carries, xs, consts))
+        compiled, outputs = found
+        if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in inputs):
+            return tuple(_Loop.apply(self, compiled, length, outputs, *inputs))  # type: ignore[no-untyped-call]
+        with torch._C.DisableTorchFunction():
+            return tuple(compiled.forward(length, inputs, outputs, keep=False)[0])
+
+    def _find(self, length: int, inputs: Sequence[Any]) -> tuple[Compiled, Outputs] | None:
+        first, last = self.carries, self.carries + self.xs
+        key = []
+        for i, x in enumerate(inputs):
+            if not isinstance(x, Tensor):
+                key.append(x)
+                continue
+            shape = x.shape
+            if first <= i < last:
+                if not shape or shape[0] != length:
+                    return None
+                shape = shape[1:]
+            key.append((x.dtype, shape))
+        if length < 1:
+            return None
+        # A mode may compute in another precision than the step's casts say.
+        whole = (tuple(key), torch._C._len_torch_function_stack())
+        if whole not in self._kernels:
+            if _mode() == "background":
+                self._start(whole, inputs)
+                return None
+            with _compiling:
+                self._make(whole, inputs)
+        return self._kernels[whole]
+
+    def _make(self, key: Any, inputs: Sequence[Any]) -> None:
+        if key in self._kernels:
+            return
+        if len(self._kernels) >= _MOST:
+            self.reason = f"inputs of more than {_MOST} shapes"
+            self._kernels[key] = None
+            return
+        values = [
+            x[0] if isinstance(x, Tensor) and self.carries <= i < self.carries + self.xs else x
+            for i, x in enumerate(inputs)
+        ]
+        try:
+            if any(isinstance(v, Tensor) and v.numel() == 0 for v in values):
+                raise Unsupported("a tensor without elements")
+            self._kernels[key] = _build(self.step, self.carries, self.xs, values)
+        except Exception as error:  # whatever goes wrong, the torch form is there
+            self.reason = str(error) if isinstance(error, Unsupported) else f"{type(error).__name__}: {error}"
+            self._kernels[key] = None
+
+    def _start(self, key: Any, inputs: Sequence[Any]) -> None:
+        """Compile in a thread, at a short length; until then the torch form runs."""
+        pending = self.__dict__.setdefault("_pending", set())
+        if key in pending:
+            return
+        pending.add(key)
+        last = self.carries + self.xs
+        short = []
+        for i, x in enumerate(inputs):
+            x = x[:2] if isinstance(x, Tensor) and self.carries <= i < last else x
+            short.append(x.detach().requires_grad_(x.requires_grad) if isinstance(x, Tensor) else x)
+
+        def work() -> None:
+            with _compiling:
+                made = CompiledScan(self.step, self.carries, self.xs, self.fallback)
+                made._make(key, short)
+                found = made._kernels[key]
+                try:
+                    if found is not None:
+                        _warm_up(made, found, short, self.carries)
+                except Exception as error:
+                    made.reason, found = f"{type(error).__name__}: {error}", None
+                self.reason = made.reason
+                self._kernels[key] = found
+                pending.discard(key)
+
+        threading.Thread(target=work, name="linrec-codegen", daemon=True).start()
+
+
+def _warm_up(scan: CompiledScan, found: tuple[Compiled, Outputs], inputs: Sequence[Any], carries: int) -> None:
+    """Compile the kernels of a training step."""
+    length = 2
+    results = _Loop.apply(scan, found[0], length, found[1], *inputs)  # type: ignore[no-untyped-call]
+    moving = [r for r in results[carries:] if r.requires_grad] or [r for r in results if r.requires_grad]
+    leaves = [x for x in inputs if isinstance(x, Tensor) and x.requires_grad]
+    if moving:
+        torch.autograd.grad(moving, leaves, [torch.zeros_like(r) for r in moving], allow_unused=True)
+
+
+_local = threading.local()
+
+
+@contextlib.contextmanager
+def torch_forms() -> Iterator[None]:
+    """In the block, this thread runs the torch form of every loop."""
+    before = getattr(_local, "off", False)
+    _local.off = True
+    try:
+        yield
+    finally:
+        _local.off = before
+
+
+def _mode() -> str:
+    if getattr(_local, "off", False):
+        return "off"
+    return os.environ.get("LINREC_CODEGEN", "wait")
+
+
+def _plain(values: Sequence[Any]) -> bool:
+    """Whether all are numbers or plain tensors in memory, with nothing watching torch's operators."""
+    if torch.compiler.is_compiling() or _mode() == "off" or not toolchain.available():
+        return False
+    if _get_current_dispatch_mode() or torch._C._get_tracing_state() or torch.is_autocast_enabled("cpu"):
+        return False
+    if torch.autograd.forward_ad._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None:
+        return False
+    return all(_is_plain(x) for x in values)
+
+
+def _is_plain(x: Any) -> bool:
+    if not isinstance(x, Tensor):
+        return isinstance(x, (bool, int, float))
+    if type(x) is not Tensor and type(x) is not nn.Parameter:
+        return False
+    functorch = torch._C._functorch
+    if functorch.is_functorch_wrapped_tensor(x) or functorch.is_legacy_batchedtensor(x):
+        return False
+    return x.device.type == "cpu" and x.layout == torch.strided
+
+
+class _Loop(torch.autograd.Function):
+    """The compiled loop as one operation, whose derivative is the compiled loop back."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, scan: CompiledScan, compiled: Compiled, length: int, outputs: Outputs, *inputs: Any
+    ) -> tuple[Tensor, ...]:
+        needed = [i for i, x in enumerate(inputs) if ctx.needs_input_grad[4 + i] and isinstance(x, Tensor)]
+        wanted = _everything(compiled.s, {k for k in compiled.s.inputs if k[0] in needed})
+        with torch._C.DisableTorchFunction():
+            a = compiled.adjoint(wanted)
+            results, run = compiled.forward(length, inputs, outputs, keep=bool(a.recomputed))
+        ctx.set_materialize_grads(False)
+        ctx.notices_writes = True  # so that results need not be copied for a caller that may write into them
+        moving = compiled.moving(frozenset(needed))
+        ctx.mark_non_differentiable(*(r for i, r in enumerate(results) if i not in moving))
+        ctx.scan, ctx.compiled, ctx.length, ctx.needed, ctx.run = scan, compiled, length, needed, run
+        ctx.numbers = {i: x for i, x in enumerate(inputs) if not isinstance(x, Tensor)}
+        ctx.count = len(inputs)
+        # States are read from the results; whether somebody has written into these shows in their versions.
+        read = {a.stored[k][0] for k in (*a.needed, *a.later)} if a.reads_outputs else set()
+        ctx.stored = {i: results[i].detach() for i in read}
+        ctx.versions = {i: results[i]._version for i in read}
+        ctx.save_for_backward(*(x for x in inputs if isinstance(x, Tensor)))
+        return tuple(results)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+        saved = iter(ctx.saved_tensors)
+        inputs = [ctx.numbers[i] if i in ctx.numbers else next(saved) for i in range(ctx.count)]
+        changed = any(x._version != ctx.versions[i] for i, x in ctx.stored.items())
+        plain = _plain([g for g in grads if g is not None])
+        if torch.is_grad_enabled() or changed or not plain:
+            found = _by_torch(ctx.scan, ctx.length, inputs, grads, ctx.needed)
+        else:
+            run: Run = ctx.run
+            with torch._C.DisableTorchFunction():
+                found = ctx.compiled.backward(ctx.length, inputs, grads, ctx.stored, ctx.needed, run)
+        return (None, None, None, None, *(found.get(i) for i in range(ctx.count)))
+
+
+def _by_torch(
+    scan: CompiledScan, length: int, inputs: Sequence[Any], grads: Sequence[Tensor | None], needed: Sequence[int]
+) -> dict[int, Tensor]:
+    """The derivatives by the torch form, with a graph of their own where one is wanted."""
+    again = torch.is_grad_enabled()
+    # Aliases, so that an input computed from another one does not lead there.
+    own = [
+        (x.view_as(x) if again else x.detach().requires_grad_(i in needed)) if isinstance(x, Tensor) else x
+        for i, x in enumerate(inputs)
+    ]
+    first, last = scan.carries, scan.carries + scan.xs
+    with torch.enable_grad():
+        results = scan.fallback(length, own[:first], own[first:last], own[last:])
+        pairs = [(r, g) for r, g in zip(results, grads, strict=True) if g is not None and r.requires_grad]
+        if not pairs:
+            return {}
+        leaves = [own[i] for i in needed]
+        found = torch.autograd.grad(
+            [r for r, _ in pairs], leaves, [g for _, g in pairs], create_graph=again, allow_unused=True
+        )
+    return {i: g for i, g in zip(needed, found, strict=True) if g is not None}

@@ -1,0 +1,58 @@
+"""The three operators by which a rewritten graph enters and leaves the time axis: take the steps of a tensor, put steps
+back where the program wants them, count them. All are views where a view can do it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def steps(x: Tensor, dim: int, start: int, step: int, length: int, width: int = 0) -> Tensor:
+    """The slices ``x.select(dim, start + step * k)`` for k < length, as one tensor ``(length, ...)``.
+
+    Args:
+        x: any tensor.
+        dim: its time dimension (not negative).
+        start: index of the first step; step: the distance between two, negative for a reversed loop.
+        width: 0 for single indices; w > 0 for the slices ``[start + step * k, start + step * k + w)``, whose own
+            dimension stays at `dim` of each element.
+    """
+    if width:
+        x = x.unfold(dim, width, 1).movedim(-1, dim + 1)
+    if length == 0:
+        return x.movedim(dim, 0)[:0]
+    if length == x.shape[dim] and abs(step) == 1:  # all of it: a slice would cost its backward a copy
+        x = x.movedim(dim, 0)
+        return x if step == 1 else x.flip(0)
+    if step < 0:
+        last = start + step * (length - 1)
+        x = x.narrow(dim, last, start - last + 1)
+        return x.movedim(dim, 0).flip(0)[::-step]
+    x = x.narrow(dim, start, step * (length - 1) + 1).movedim(dim, 0)
+    return x if step == 1 else x[::step]
+
+
+def unsteps(
+    ys: Tensor, dim: int, start: int, step: int, length: int, into: int, joined: bool = False, fresh: bool = False
+) -> Tensor:
+    """The steps ``start + step * k`` of `ys` along `dim`, laid along dimension `into` of the result.
+
+    With `joined` each step already has the dimension `into` and they are concatenated along it, as ``torch.cat`` does;
+    otherwise the dimension is new, as in ``torch.stack``. `fresh` says that nobody else reads `ys`.
+    """
+    # Contiguous, as the result of stack and cat is: later code may depend on the strides (view, the order of draws).
+    # And a copy, as theirs is: the caller may write into it, while a scan has saved its states for backward.
+    taken = steps(ys, dim, start, step, length).movedim(0, into)
+    if not (fresh and getattr(ys.grad_fn, "notices_writes", False) and taken.is_contiguous()):
+        taken = taken.clone(memory_format=torch.contiguous_format)
+    return taken.flatten(into, into + 1) if joined else taken
+
+
+def counter(length: int, start: int, step: int, device: torch.device) -> Tensor:
+    """The integers ``start + step * k`` for k < length: the time index where the program uses it as a number."""
+    return torch.arange(length, device=device) * step + start
+
+
+def affine(length: int, slope: int, offset: int) -> int:
+    """``slope * length + offset``: an integer of the graph that depends on the length of the input."""
+    return slope * length + offset

@@ -1,0 +1,215 @@
+"""The lowering for every affine recurrence that has no better one: coupled states, Householder and low-rank
+transitions, dense time-varying ones. Its program is read off the polynomial's indices; nothing here knows a model."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+from linrec.analysis.polynomial import Axis, Index, Monomial, NoRule, Polynomial
+from linrec.capture.normalize import shape_of
+from linrec.ir.recurrence import LinearRecurrence
+from linrec.lowering.emission import Emitter
+from linrec.lowering.registry import Lowering, Site, coefficients, is_inexact, register
+from linrec.ops.affine import AffineProgram, Term, affine_scan
+
+_LETTERS = "abcdefghijklmnopqrstuvwxABCDEFGHIJKLMNOPQRSTUVWX"
+MAX_MIXED = 1024
+"""The largest number of mixed state elements for which a basis is run through a chunk."""
+
+
+class AffineScan(nn.Module):
+    """`affine_scan` with its program, as a module of a graph. Called with drives, operands, initial states, length."""
+
+    def __init__(self, program: AffineProgram) -> None:
+        super().__init__()
+        self.program = program
+
+    def forward(self, drives: list[Tensor], operands: list[Tensor], initial: list[Tensor], length: int) -> list[Tensor]:
+        """See `linrec.ops.affine.affine_scan`."""
+        full = [b.expand(length, *h.shape) for b, h in zip(drives, initial, strict=True)]
+        return affine_scan(self.program, full, operands, initial, length)
+
+
+class ChunkedAffine(Lowering):
+    """Chunks of steps, all chunks at once, for any structure of the transition."""
+
+    name = "chunked affine scan"
+
+    def applies(self, recurrence: LinearRecurrence, site: Site) -> bool:
+        """Whether the state is inexact, every coefficient a number, and the mixed elements few enough for a basis."""
+        if not is_inexact(recurrence) or any(is_symbolic_coefficient(p) for p in recurrence.updates):
+            return False
+        program = _Structure(recurrence)
+        return 0 < program.volume() <= MAX_MIXED
+
+    def cost(self, recurrence: LinearRecurrence, site: Site, length: int) -> float:
+        """Operations of `length` steps, those of the basis included, a symbolic size counted as 8."""
+        sizes = [math.prod(s if isinstance(s, int) else 8 for s in shape_of(h)) for h in recurrence.states]
+        return 4.0 * sum(sizes) * length * (2 + _Structure(recurrence).volume())
+
+    def emit(self, recurrence: LinearRecurrence, site: Site) -> list[tuple[fx.Node | None, fx.Node]]:
+        """Write the algorithm; return (all states, final state) for each carry."""
+        structure = _Structure(recurrence)
+        emitter = site.emitter(recurrence)
+        drives = []
+        for state, p in zip(recurrence.states, recurrence.updates, strict=True):
+            terms = tuple(m for m in p.terms if not m.of_kind("state"))
+            drives.append(coefficients(emitter, terms, p.axes, state))
+        operands: list[fx.Node] = []
+        program = structure.program(emitter, operands)
+        args = (drives, operands, site.initial, site.vectorizer.length)
+        found = site.call_module(AffineScan(program), args, recurrence.states)
+        return [(node, site.final(node, state)) for node, state in zip(found, recurrence.states, strict=True)]
+
+
+def is_symbolic_coefficient(p: Polynomial) -> bool:
+    """Whether a coefficient of a polynomial is no plain number."""
+    return any(not isinstance(m.coefficient, (int, float, complex)) for m in p.terms)
+
+
+class _Structure:
+    """Which state dimensions are lanes, coupled or mixed, and the terms over index letters."""
+
+    def __init__(self, recurrence: LinearRecurrence) -> None:
+        self.recurrence = recurrence
+        self.space = recurrence.algebra.space
+        self.classes: dict[tuple[int, int], tuple[int, int]] = {}
+        self.mixed: set[tuple[int, int]] = set()
+        self.coupled: set[tuple[int, int]] = set()
+        self.linear: list[tuple[int, int, Monomial, tuple[Axis, ...]]] = []
+        for i, p in enumerate(recurrence.updates):
+            for m in p.terms:
+                for factor in m.of_kind("state"):
+                    j = recurrence.states.index(factor.atom.node)
+                    self.linear.append((i, j, m.without(factor), factor.axes))
+        for i, j, rest, axes in self.linear:
+            self._link(i, j, rest, axes)
+        self._spread()
+
+    def _find(self, key: tuple[int, int]) -> tuple[int, int]:
+        while self.classes.get(key, key) != key:
+            key = self.classes[key]
+        return key
+
+    def _link(self, i: int, j: int, rest: Monomial, axes: tuple[Axis, ...]) -> None:
+        target = self.recurrence.updates[i].axes
+        mentioned: set[Index] = {x for f in rest.factors for x in f.indices()}
+        linked: set[int] = set()
+        for p, own in enumerate(target):
+            if not own:
+                continue
+            q = next((q for q, other in enumerate(axes) if other == own), None)
+            if q is None:
+                self.mixed.add((i, p))
+                continue
+            linked.add(q)
+            self.classes[self._find((i, p))] = self._find((j, q))
+            if mentioned & set(own):
+                self.coupled.add((i, p))
+        for q, other in enumerate(axes):
+            if other and q not in linked:
+                self.mixed.add((j, q))
+
+    def _spread(self) -> None:
+        keys = [(i, d) for i, s in enumerate(self.recurrence.states) for d in range(len(shape_of(s)))]
+        groups: dict[tuple[int, int], list[tuple[int, int]]] = {}
+        for key in keys:
+            groups.setdefault(self._find(key), []).append(key)
+        count = len(self.recurrence.states)
+        for members in groups.values():
+            twice = len({i for i, _ in members}) < len(members)
+            everywhere = len(members) == count
+            if self.mixed & set(members) or twice or not everywhere:
+                # A dimension that only some of the states have cannot be carried along as a batch of the basis.
+                self.mixed |= set(members)
+            elif self.coupled & set(members):
+                self.coupled |= set(members)
+
+    def _size(self, key: tuple[int, int]) -> Any:
+        return shape_of(self.recurrence.states[key[0]])[key[1]]
+
+    def volume(self) -> int:
+        """The number of mixed state elements, 0 where it is not known (a symbolic size is mixed)."""
+        total = 0
+        for i, state in enumerate(self.recurrence.states):
+            volume = 1
+            for d in range(len(shape_of(state))):
+                if (i, d) in self.mixed:
+                    size = self._size((i, d))
+                    if not isinstance(size, int):
+                        return 0
+                    volume *= size
+            total += volume
+        count = range(len(self.recurrence.states))
+        orders = {tuple(self._find(key) for key in self._kept(i, True)) for i in count}
+        lanes = {tuple(self._find(key) for key in self._kept(i, False)) for i in count}
+        return total if len(orders) == 1 and len(lanes) == 1 else 0
+
+    def _kept(self, i: int, coupled: bool) -> list[tuple[int, int]]:
+        keys = [(i, d) for d in range(len(shape_of(self.recurrence.states[i])))]
+        return [k for k in keys if k not in self.mixed and (k in self.coupled) == coupled]
+
+    def program(self, emitter: Emitter, operands: list[fx.Node]) -> AffineProgram:
+        """The program, with its factors written into the graph and appended to `operands`."""
+        letters: dict[Index, str] = {}
+        rest_of_letters = iter(_LETTERS)
+
+        def name(i: Index) -> str:
+            if i not in letters:
+                letters[i] = next(rest_of_letters, "")
+                if not letters[i]:
+                    raise NoRule("more indices than letters")
+            return letters[i]
+
+        known: dict[Any, int] = {}
+        terms, sizes = [], {}
+        for i, j, m, axes in self.linear:
+            bound_local = {x for f in m.factors for x in f.indices()} | {x for a in axes for x in a}
+            free = {x for a in self.recurrence.updates[i].axes for x in a}
+            for x in bound_local - free:
+                letters.pop(x, None)
+            masks, plain = [], []
+            for f in m.factors:
+                key = (f.atom, tuple(tuple(str(self.space.sizes[x]) for x in a) for a in f.axes))
+                if key not in known:
+                    node, _ = emitter._split(f)
+                    known[key] = len(operands)
+                    operands.append(node)
+                labels = "".join(name(x) for x in f.indices())
+                if f.atom.kind in ("mask", "unmask"):
+                    masks.append((known[key], labels, f.atom.kind == "mask"))
+                else:
+                    plain.append((known[key], labels))
+            source = tuple("".join(name(x) for x in a) for a in axes)
+            target = tuple("".join(name(x) for x in a) for a in self.recurrence.updates[i].axes)
+            # The state meets the factors that share its contracted indices first: no matrix is formed on the way.
+            contracted = set("".join(source)) - set("".join(target))
+            plain.sort(key=lambda pair: not contracted & set(pair[1]))
+            for x, letter in letters.items():
+                if isinstance(self.space.sizes[x], int):
+                    sizes[letter] = self.space.sizes[x]
+            terms.append(
+                Term(
+                    i,
+                    j,
+                    tuple(k for k, _ in plain),
+                    tuple(s for _, s in plain),
+                    source,
+                    target,
+                    tuple(masks),
+                    m.coefficient,
+                )
+            )
+        states = self.recurrence.states
+        lanes = tuple(
+            tuple(d for d in range(len(shape_of(s))) if (i, d) not in self.mixed and (i, d) not in self.coupled)
+            for i, s in enumerate(states)
+        )
+        mixed = tuple(tuple(d for d in range(len(shape_of(s))) if (i, d) in self.mixed) for i, s in enumerate(states))
+        return AffineProgram(tuple(terms), tuple(sorted(sizes.items())), lanes, mixed)
+
+
+register(ChunkedAffine())

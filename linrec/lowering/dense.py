@@ -1,0 +1,254 @@
+"""Recurrences with one dense, time-invariant transition (the LMU, LSSL, S4 before it was diagonalised): by chunks, by
+FFT with the impulse response, or, where only the last state is read, by one product."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, fx
+
+from linrec.analysis.polynomial import Factor, Index, Monomial
+from linrec.analysis.rules import Algebra
+from linrec.capture.normalize import shape_of, value
+from linrec.ir.recurrence import LinearRecurrence
+from linrec.lowering.registry import Lowering, Site, coefficients, is_inexact, register, state_size
+from linrec.ops import lti_fft, lti_last, lti_scan
+
+aten = torch.ops.aten
+
+
+def is_plain_matrix(recurrence: LinearRecurrence) -> bool:
+    """Whether the transition is one matrix, the same for every other state index and every step."""
+    t = recurrence.transition
+    if t.kind != "dense" or not t.time_invariant or not is_inexact(recurrence):
+        return False
+    row = set(recurrence.update.axes[t.axis])
+    free = {i for axis in recurrence.update.axes for i in axis}
+    for m in recurrence.update.terms:
+        for state in m.of_kind("state"):
+            rest = [i for f in m.factors if f is not state for i in f.indices()]
+            if any(i in free and i not in row for i in rest):
+                return False
+    return True
+
+
+def _matrix(recurrence: LinearRecurrence, site: Site) -> fx.Node:
+    """The transition as a (d, d) matrix: rows are the new state's indices, columns the old state's."""
+    t, space = recurrence.transition, recurrence.algebra.space
+    row = recurrence.update.axes[t.axis]
+    column = t.column
+    terms = []
+    for m in recurrence.update.terms:
+        for state in m.of_kind("state"):
+            own = state.axes[t.axis]
+            rest = m.without(state)
+            terms.append(Monomial(rest.coefficient, tuple(f.substitute({own[0]: column}) for f in rest.factors)))
+    emitter = site.emitter(recurrence)
+    matrix = coefficients(emitter, tuple(terms), (row, column), recurrence.states[0])
+    size = space.size(row)
+    return site.vectorizer.emit(_square, (matrix, size), recurrence.states[0])
+
+
+def _square(matrix: Tensor, size: int) -> Tensor:
+    return matrix[0].expand(size, size)
+
+
+def _diagonal(recurrence: LinearRecurrence, site: Site) -> fx.Node | None:
+    t = recurrence.transition
+    row = recurrence.update.axes[t.axis]
+    kept = tuple(m.without(s) for m in recurrence.update.terms for s in m.of_kind("state") if s.axes[t.axis] == row)
+    if not kept:
+        return None
+    emitter = site.emitter(recurrence)
+    diagonal = coefficients(emitter, kept, (row,), recurrence.states[0])
+    return site.vectorizer.emit(_diag, (diagonal, recurrence.algebra.space.size(row)), recurrence.states[0])
+
+
+def _diag(diagonal: Tensor, size: int) -> Tensor:
+    return torch.diag_embed(diagonal[0].expand(size))
+
+
+def transition_matrix(recurrence: LinearRecurrence, site: Site) -> fx.Node:
+    """The whole transition as one matrix, its diagonal part included."""
+    t = recurrence.transition
+    row = recurrence.update.axes[t.axis]
+    dense = tuple(m for m in recurrence.update.terms if any(s.axes[t.axis] != row for s in m.of_kind("state")))
+    only_dense = LinearRecurrence(
+        recurrence.states,
+        (type(recurrence.update)(recurrence.update.axes, dense),),
+        recurrence.algebra,
+        t,
+        recurrence.invariant,
+    )
+    matrix = _matrix(only_dense, site)
+    diagonal = _diagonal(recurrence, site)
+    if diagonal is None:
+        return matrix
+    return site.vectorizer.emit(aten.add.Tensor, (matrix, diagonal), recurrence.states[0])
+
+
+def factored_drive(
+    recurrence: LinearRecurrence,
+) -> tuple[LinearRecurrence, tuple[Factor, ...], tuple[Factor, ...], tuple[Index, ...], Monomial] | None:
+    """The drive as ``B u``: a time-invariant matrix over (state axis, inputs) times inputs without the state axis.
+
+    Returns:
+        (the recurrence with its drive looked into, factors of B, factors of u, the input indices, the monomial), or
+        None where the drive is no such product with fewer inputs than states.
+    """
+    t = recurrence.transition
+    algebra = Algebra(set(recurrence.states), recurrence.algebra.core, expand=True)
+    node = _update_node(recurrence)
+    opened = algebra.of(node)
+    drive = [m for m in opened.terms if not m.of_kind("state")]
+    if len(drive) != 1 or drive[0].of_kind("opaque", "mask", "unmask"):
+        return None
+    (m,) = drive
+    row = set(opened.axes[t.axis])
+    matrix, inputs = [], []
+    for f in m.factors:
+        steady = f.atom.node in recurrence.invariant
+        if row & set(f.indices()):
+            if not steady:
+                return None
+            matrix.append(f)
+        elif steady and not {i for axis in opened.axes for i in axis} & set(f.indices()):
+            matrix.append(f)
+        else:
+            inputs.append(f)
+    if not matrix or not inputs or any(i in row for f in inputs for i in f.indices()):
+        return None
+    free = {i for axis in opened.axes for i in axis}
+    in_matrix = {i for f in matrix for i in f.indices()} - row
+    in_inputs = {i for f in inputs for i in f.indices()}
+    shared = tuple(sorted(in_matrix & in_inputs))
+    if in_matrix & free:
+        return None
+    width = math.prod(algebra.space.sizes[i] if isinstance(algebra.space.sizes[i], int) else 10**6 for i in shared)
+    size = algebra.space.size(opened.axes[t.axis])
+    if not isinstance(size, int) or width >= size:
+        return None
+    transition = type(t)("dense", True, t.axis, t.column, t.is_complex)
+    again = LinearRecurrence(recurrence.states, (opened,), algebra, transition, recurrence.invariant)
+    return again, tuple(matrix), tuple(inputs), shared, m
+
+
+def _update_node(recurrence: LinearRecurrence) -> fx.Node:
+    graph = recurrence.states[0].graph
+    placeholders = [n for n in graph.nodes if n.op == "placeholder"]
+    output = next(n for n in graph.nodes if n.op == "output")
+    return output.args[0][placeholders.index(recurrence.states[0])]
+
+
+class DenseScan(Lowering):
+    """Chunks of steps, all chunks at once, then the states between them: as stable as the loop for any matrix."""
+
+    name = "chunked powers"
+
+    def applies(self, recurrence: LinearRecurrence, site: Site) -> bool:
+        """Whether the transition is one matrix, the same in every step."""
+        return is_plain_matrix(recurrence)
+
+    def cost(self, recurrence: LinearRecurrence, site: Site, length: int) -> float:
+        """Operations of `length` products with the matrix, twice; a symbolic width counted as 64."""
+        width = shape_of(recurrence.states[0])[recurrence.transition.axis]
+        return state_size(recurrence) * (width if isinstance(width, int) else 64) * length * 2
+
+    def emit(self, recurrence: LinearRecurrence, site: Site) -> list[tuple[fx.Node | None, fx.Node]]:
+        """Write the algorithm; return (all states, final state) of the carry."""
+        state, axis = recurrence.states[0], recurrence.transition.axis
+        drive = coefficients(site.emitter(recurrence), recurrence.drive_terms(), recurrence.update.axes, state)
+        matrix = transition_matrix(recurrence, site)
+        args = (matrix, drive, site.initial[0], axis, site.vectorizer.length)
+        states = site.call(dense_states, args, state)
+        return [(states, site.final(states, state))]
+
+
+def dense_states(A: Tensor, b: Tensor, h0: Tensor, axis: int, length: int) -> Tensor:
+    """`lti_scan` over a leading time dimension, with the state's contracted dimension anywhere."""
+    b = b.expand(length, *h0.shape).movedim(axis + 1, -1)
+    return lti_scan(A, b, h0.movedim(axis, -1), dim=0).movedim(-1, axis + 1)
+
+
+class DenseConvolution(Lowering):
+    """Few inputs: convolution with the impulse response by FFT (Chilkuri & Eliasmith 2021, eq. 26), or one product with
+    it where only the last state is read (eq. 25)."""
+
+    name = "FFT with the impulse response"
+
+    def applies(self, recurrence: LinearRecurrence, site: Site) -> bool:
+        """Whether a real float32 or float64 state has one constant matrix and a drive that is a matrix times inputs."""
+        if not is_plain_matrix(recurrence) or value(recurrence.states[0]).is_complex():
+            return False
+        return (
+            value(recurrence.states[0]).dtype in (torch.float32, torch.float64)
+            and factored_drive(recurrence) is not None
+        )
+
+    def cost(self, recurrence: LinearRecurrence, site: Site, length: int) -> float:
+        """Operations of the impulse response and the FFTs, or of one product where only the last state is read."""
+        found = factored_drive(recurrence)
+        assert found is not None
+        again, _, _, shared, _ = found
+        inputs = float(again.algebra.space.size(shared))
+        width = shape_of(recurrence.states[0])[recurrence.transition.axis]
+        d = width if isinstance(width, int) else 64
+        response = length * d * d * inputs
+        if site.only_last:
+            return response + state_size(recurrence) * inputs * length
+        return response + state_size(recurrence) * inputs * length * 5 * math.log2(2 * length)
+
+    def emit(self, recurrence: LinearRecurrence, site: Site) -> list[tuple[fx.Node | None, fx.Node]]:
+        """Write the convolution; return (all states, final state), the first None where only the last is read."""
+        found = factored_drive(recurrence)
+        assert found is not None
+        again, matrix, inputs, shared, m = found
+        state, axis = recurrence.states[0], recurrence.transition.axis
+        axes = again.update.axes
+        emitter = site.emitter(again)
+        A = transition_matrix(recurrence, site)
+        B = coefficients(emitter, (Monomial(m.coefficient, matrix),), (axes[axis], shared), state)
+        kept = (*axes[:axis], *axes[axis + 1 :], shared)
+        u = coefficients(emitter, (Monomial(1, inputs),), kept, state)
+        args = (A, B, u, site.initial[0], axis, site.vectorizer.length)
+        if site.only_last:
+            return [(None, site.last(convolved_last, args, state))]
+        states = site.call(convolved_states, args, state)
+        return [(states, site.final(states, state))]
+
+
+def _inputs(A: Tensor, B: Tensor, u: Tensor, h0: Tensor, axis: int, length: int) -> tuple[Tensor, Tensor, Tensor]:
+    B = B[0].expand(A.shape[0], B.shape[-1])
+    rest = [*h0.shape[:axis], *h0.shape[axis + 1 :]]
+    return B, u.expand(length, *rest, u.shape[-1]), h0.movedim(axis, -1)
+
+
+def convolved_states(A: Tensor, B: Tensor, u: Tensor, h0: Tensor, axis: int, length: int) -> Tensor:
+    """All states of ``h[t] = A h[t-1] + B u[t]`` by FFT; by chunks where the impulse response grows."""
+    B, u, start = _inputs(A, B, u, h0, axis, length)
+    if _grows(A, length):
+        return lti_scan(A, torch.einsum("dm,...m->...d", B, u), start, dim=0).movedim(-1, axis + 1)
+    return lti_fft(A, B, u, start, dim=0).movedim(-1, axis + 1)
+
+
+def convolved_last(A: Tensor, B: Tensor, u: Tensor, h0: Tensor, axis: int, length: int) -> Tensor:
+    """The last state of ``h[t] = A h[t-1] + B u[t]`` by one product with the reversed impulse response."""
+    B, u, start = _inputs(A, B, u, h0, axis, length)
+    return lti_last(A, B, u, start, dim=0).movedim(-1, axis)
+
+
+def _grows(A: Tensor, length: int) -> bool:
+    """Whether powers of A up to `length` grow so much that an FFT over them would lose the early steps.
+
+    The error of an FFT is relative to the largest value it sums over, while the loop's is relative to each step's own.
+    """
+    power = A.detach()
+    first = power.abs().amax()
+    for _ in range(max(length - 1, 1).bit_length()):
+        power = power @ power
+    return not bool(power.abs().amax() <= 100 * torch.clamp(first, min=1.0))
+
+
+register(DenseScan())
+register(DenseConvolution())

@@ -1,0 +1,205 @@
+"""From polynomials back to graphs: the coefficients and the drive of a recurrence, written into the outer graph for all
+steps at once."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from linrec.analysis.polynomial import Axes, Axis, Factor, Index, Monomial, NoRule
+from linrec.analysis.rules import Algebra
+from linrec.analysis.vectorize import Vectorizer
+from linrec.capture.normalize import size_expr, value
+
+aten = torch.ops.aten
+
+
+class Emitter:
+    """Writes sums of monomials as tensors with one dimension per axis behind a leading time dimension (of size 1 where
+    nothing changes over time).
+
+    Args:
+        vectorizer: writes the atoms; algebra: knows the sizes; like: a step node to name and locate the result by.
+    """
+
+    def __init__(self, vectorizer: Vectorizer, algebra: Algebra, like: fx.Node) -> None:
+        self.v, self.space, self.like = vectorizer, algebra.space, like
+
+    def terms(self, terms: Sequence[Monomial], axes: Axes) -> fx.Node | None:
+        """The sum of the monomials over the given output axes (size 1 where they do not vary); None for no terms."""
+        order = [i for axis in axes for i in axis]
+        total: fx.Node | None = None
+        for term in terms:
+            node = self._term(term, order)
+            total = node if total is None else self._emit(aten.add.Tensor, total, node)
+        if total is None:
+            return None
+        return self._merge(total, axes)
+
+    def _emit(self, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
+        return self.v.emit(target, args, self.like, kwargs)
+
+    def _merge(self, node: fx.Node, axes: Axes) -> fx.Node:
+        """From one dimension per index to one per axis."""
+        if all(len(axis) == 1 for axis in axes):
+            return node
+        if all(len(axis) <= 1 for axis in axes):
+            for d, axis in enumerate(axes):
+                if not axis:
+                    node = self._emit(aten.unsqueeze.default, node, d + 1)
+            return node
+        shape = [-1 if i == 0 else self.size(index) for i, index in enumerate([-1, *(i for a in axes for i in a)])]
+        full = self._emit(aten.expand.default, node, shape)
+        return self._emit(aten.reshape.default, full, [-1, *(self.size_of(axis) for axis in axes)])
+
+    def _term(self, term: Monomial, order: list[Index]) -> fx.Node:
+        if not isinstance(term.coefficient, (int, float, complex)):
+            raise NoRule("a coefficient that depends on a symbolic size")
+        masks = term.of_kind("mask", "unmask")
+        factors = [f for f in term.factors if f not in masks]
+        bound = {i for f in factors for i in f.indices()} - set(order)
+        node: fx.Node | None = None
+        if bound:
+            node = self._contract(factors, order)
+        else:
+            for factor in factors:
+                spread = self._spread(self._split(factor), order)
+                node = spread if node is None else self._emit(aten.mul.Tensor, node, spread)
+        if node is None:
+            node = self._full(term.coefficient, len(order))
+        elif term.coefficient != 1:
+            node = self._emit(aten.mul.Tensor, node, term.coefficient)
+        for mask in masks:
+            condition = self._spread(self._split(mask), order)
+            if mask.atom.kind == "mask":
+                node = self._emit(aten.where.ScalarOther, condition, node, 0)
+            else:
+                node = self._emit(aten.where.ScalarSelf, condition, 0, node)
+        return node
+
+    def _full(self, number: Any, rank: int) -> fx.Node:
+        val = value(self.like)
+        kwargs = {"dtype": val.dtype, "device": val.device}
+        with self.v.graph.inserting_before(self.v.before):
+            node = self.v.graph.call_function(aten.full.default, ([1] * (rank + 1), number), kwargs)
+        with val.fake_mode:
+            node.meta["val"] = torch.full([1] * (rank + 1), number, dtype=val.dtype, device=val.device)
+        return node
+
+    def _split(self, factor: Factor) -> tuple[fx.Node, list[Index]]:
+        """An atom's value with a leading time dimension and one dimension per index."""
+        if factor.atom.kind == "selection":
+            return self._selection(factor)
+        steps = self.v.run(factor.atom.node)
+        node = steps.node if steps.timed else self._emit(aten.unsqueeze.default, steps.node, 0)
+        if factor.atom.kind == "reciprocal" and not value(node).is_floating_point() and not value(node).is_complex():
+            node = self._emit(aten._to_copy.default, node, dtype=value(self.like).dtype)
+        if factor.atom.kind == "reciprocal":
+            node = self._emit(aten.reciprocal.default, node)
+        indices = list(factor.indices())
+        if len(set(indices)) != len(indices):
+            raise NoRule("an index twice in one factor")
+        if any(len(axis) != 1 for axis in factor.axes):
+            if all(len(axis) <= 1 for axis in factor.axes):
+                ones = [d + 1 for d, axis in enumerate(factor.axes) if not axis]
+                node = self._emit(aten.squeeze.dims, node, ones)
+            else:
+                lead = self.v.length if steps.timed else 1
+                node = self._emit(aten.reshape.default, node, [lead, *(self.size(i) for i in indices)])
+        return node, indices
+
+    def _selection(self, factor: Factor) -> tuple[fx.Node, list[Index]]:
+        val = value(self.like)
+        indices = list(factor.indices())
+        sizes = [self.space.sizes[i] for i in indices]
+        args = (factor.atom.rows, factor.atom.columns, sizes, val.dtype)
+        with self.v.graph.inserting_before(self.v.before):
+            node = self.v.graph.call_function(selection, args, {"device": val.device})
+        with val.fake_mode:
+            node.meta["val"] = torch.empty([1, *sizes], dtype=val.dtype, device=val.device)
+        return node, indices
+
+    def _spread(self, split: tuple[fx.Node, list[Index]], order: list[Index]) -> fx.Node:
+        """Permute and pad a value so that its dimensions follow `order`."""
+        node, indices = split
+        present = [i for i in order if i in indices]
+        if present != indices:
+            node = self._emit(aten.permute.default, node, [0, *(indices.index(i) + 1 for i in present)])
+        for d, i in enumerate(order):
+            if i not in indices:
+                node = self._emit(aten.unsqueeze.default, node, d + 1)
+        return node
+
+    def _contract(self, factors: list[Factor], order: list[Index]) -> fx.Node:
+        splits = [self._split(f) for f in factors]
+        names: dict[Index, str] = {}
+        letters = iter("abcdefghijklmnopqrsuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
+        inputs, nodes = [], []
+        timed = any(value(node).shape[0] != 1 for node, _ in splits)
+        for node, indices in splits:
+            steady = isinstance(value(node).shape[0], int) and value(node).shape[0] == 1
+            if steady and timed:
+                node = self._emit(aten.select.int, node, 0, 0)
+            for i in indices:
+                if i not in names:
+                    names[i] = next(letters)
+            labels = "".join(names[i] for i in indices)
+            inputs.append(("" if steady and timed else "t") + labels)
+            nodes.append(node)
+        present = [i for i in order if i in names]
+        equation = ",".join(inputs) + "->t" + "".join(names[i] for i in present)
+        return self._spread((self._emit(aten.einsum.default, equation, nodes), present), order)
+
+    def size(self, index: Index) -> Any:
+        """The size of an index, as an int or a node of the outer graph."""
+        return self.size_of((index,))
+
+    def size_of(self, axis: Axis) -> Any:
+        """The product of the sizes of some indices, as an int or a node of the outer graph."""
+        sizes = [self.space.sizes[i] for i in axis]
+        number = math.prod(s for s in sizes if isinstance(s, int))
+        nodes = [self._size_node(s) for s in sizes if not isinstance(s, int)]
+        if not nodes:
+            return number
+        result = nodes[0]
+        for factor in [*nodes[1:], *([number] if number != 1 else [])]:
+            result = self._number(result, factor)
+        return result
+
+    def _number(self, a: fx.Node, b: Any) -> fx.Node:
+        with self.v.graph.inserting_before(self.v.before):
+            node = self.v.graph.call_function(operator.mul, (a, b))
+        node.meta["val"] = value(a) * value(b)
+        return node
+
+    def _size_node(self, size: Any) -> fx.Node:
+        for node in self.v.graph.nodes:
+            if node is self.v.before:
+                break
+            if isinstance(value(node), torch.SymInt) and size_expr(value(node)) == size:
+                return node
+        for node in self.v.graph.nodes:
+            if node.op != "placeholder":
+                break
+            for dim, own in enumerate(getattr(value(node), "shape", ())):
+                if isinstance(own, torch.SymInt) and size_expr(own) == size:
+                    last = [n for n in self.v.graph.nodes if n.op == "placeholder"][-1]
+                    with self.v.graph.inserting_after(last):
+                        new = self.v.graph.call_function(aten.sym_size.int, (node, dim))
+                    new.meta["val"] = own
+                    return new
+        raise NoRule(f"the size {size} is not computed in the graph")
+
+
+def selection(
+    rows: Sequence[int], columns: int, sizes: Sequence[int], dtype: torch.dtype, device: torch.device | None = None
+) -> torch.Tensor:
+    """The matrix with a 1 in each row at the given column (none for -1), viewed as (1, *sizes)."""
+    index = torch.tensor(rows, device=device).unsqueeze(-1)
+    matrix = (index == torch.arange(columns, device=device)).to(dtype)
+    return matrix.reshape(1, *sizes)

@@ -1,0 +1,42 @@
+"""The passes, one a file: fx graph in, fx graph out. `standard` is the pipeline that `parallelize` runs."""
+
+from __future__ import annotations
+
+from linrec.passes.base import Observer, Pass, PassResult, Pipeline
+from linrec.passes.hoist import Hoist
+from linrec.passes.lower import Lower
+from linrec.passes.outline import Outline
+from linrec.passes.place import add_pass, involved, placed
+from linrec.passes.simplify import Simplify
+from linrec.passes.sink import Sink
+from linrec.passes.split import Split
+from linrec.passes.stages import Stage, differences, trace
+
+
+def standard(module: str = "", observe: Observer | None = None) -> Pipeline:
+    """The passes that turn a graph with scan nodes into its parallel form, those of extensions included.
+
+    Args:
+        module: qualified name of the module that owns the loops, for the report.
+        observe: called with the name of each pass and the graph after it.
+    """
+    return Pipeline(placed((Simplify(), Sink(), Outline(module), Split(module), Hoist(module), Lower(module))), observe)
+
+
+__all__ = [
+    "Hoist",
+    "Lower",
+    "Outline",
+    "Pass",
+    "PassResult",
+    "Pipeline",
+    "Simplify",
+    "Sink",
+    "Split",
+    "Stage",
+    "add_pass",
+    "differences",
+    "involved",
+    "standard",
+    "trace",
+]

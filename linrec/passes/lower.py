@@ -1,0 +1,120 @@
+"""Classify and lower: every scan with carries is one component by now. Where it is proved affine and a lowering exists
+for its structure, the loop becomes that algorithm; otherwise it stays, with the reason."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from linrec.analysis.polynomial import NoRule
+from linrec.analysis.semiring import SemiringRecurrence, semiring_of
+from linrec.analysis.stategraph import components
+from linrec.analysis.structure import recurrence_of
+from linrec.analysis.vectorize import NotVectorisable, Vectorizer
+from linrec.ir.obstruction import Obstruction
+from linrec.ir.recurrence import Estimate, LinearRecurrence, Recurrence
+from linrec.ir.scan import scan_nodes, scan_of
+from linrec.lowering import semiring
+from linrec.lowering.registry import Lowering, Site, ranking
+from linrec.passes.base import Pass, PassResult
+from linrec.passes.entry import describe, prove
+from linrec.passes.rewrite import ScanView, erase_scan
+from linrec.passes.split import delayed
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Lower(Pass):
+    """Replace affine loops by parallel algorithms.
+
+    Before::
+
+        hs = loop(h; a, b: a * h + b)
+
+    After::
+
+        hs = scan_states(a, b, h0)            # (T, B, D)
+    """
+
+    module: str = ""
+    name: str = "lower"
+
+    def run(self, graph_module: fx.GraphModule) -> PassResult:
+        """Classify every scan that has carries, and lower those with an algorithm."""
+        found: list[Recurrence] = []
+        for node in scan_nodes(graph_module):
+            if scan_of(graph_module, node).carries:
+                found.append(self._lower(graph_module, node))
+        graph_module.graph.eliminate_dead_code()
+        return PassResult(graph_module, True, found)
+
+    def _lower(self, graph_module: fx.GraphModule, node: fx.Node) -> Recurrence:
+        view = ScanView.of(graph_module, node)
+        entry = describe(self.module, view.scan)
+        (component,) = components(view.scan.step, view.scan.carries)
+        verdict: Any = recurrence_of(view.scan.step, component, view.xs)
+        if isinstance(verdict, Obstruction):
+            other = semiring_of(view.scan.step, component)
+            if other is None or not semiring.applies(other):
+                entry.obstructions.append(verdict)
+                return entry
+            verdict = other
+        prove(entry, verdict, component)
+        missing = self._replace(graph_module, view, verdict, entry)
+        if missing is not None:
+            entry.obstructions.append(missing)
+        return entry
+
+    def _replace(
+        self,
+        graph_module: fx.GraphModule,
+        view: ScanView,
+        recurrence: LinearRecurrence | SemiringRecurrence,
+        entry: Recurrence,
+    ) -> Obstruction | None:
+        vectorizer = Vectorizer(graph_module.graph, view.node, view.length)
+        for placeholder, outer in zip(view.xs, view.series, strict=True):
+            vectorizer.bind(placeholder, outer, True)
+        for placeholder, outer in zip(view.consts, view.constants, strict=True):
+            vectorizer.bind(placeholder, outer, False)
+        taken = view.taken()
+        site = Site(graph_module, vectorizer, view.initial, only_last=all(i < view.scan.carries for i in taken))
+        ranked = ranking(recurrence, site) if isinstance(recurrence, LinearRecurrence) else []
+        entry.estimates = (*(Estimate(x.name, cost) for x, cost in ranked), *entry.estimates)
+        lowering = ranked[0][0] if ranked else None
+        if lowering is None and isinstance(recurrence, LinearRecurrence):
+            text = f"the recurrence {entry.equation} is affine ({entry.transition}), but has no lowering yet."
+            return Obstruction("LR006", entry.location, text)
+        try:
+            solved = _solve(recurrence, lowering, site)
+            read_inside = any(view.results[i] not in view.updates for i in taken if i >= view.scan.carries)
+            parts = zip(view.carries, view.updates, view.initial, solved, strict=True)
+            for carry, update, initial, (states, _) in parts:
+                if states is not None and update.op != "placeholder":
+                    vectorizer.bind(update, states, True)
+                if states is not None and read_inside:
+                    vectorizer.bind(carry, vectorizer.emit(delayed, (states, initial), carry), True)
+            for i, users in taken.items():
+                new = solved[i][1] if i < view.scan.carries else vectorizer.expand(vectorizer.run(view.results[i]))
+                for user in users:
+                    user.replace_all_uses_with(new)
+        except (NoRule, NotVectorisable) as error:
+            return Obstruction("LR006", entry.location, f"its coefficients cannot be written for all steps: {error}.")
+        erase_scan(graph_module, view.node)
+        entry.lowering, entry.parallel = lowering.name if lowering else f"{entry.transition.split(',')[0]} scan", True
+        return None
+
+
+def _solve(
+    recurrence: LinearRecurrence | SemiringRecurrence, lowering: Lowering | None, site: Site
+) -> list[tuple[fx.Node | None, fx.Node]]:
+    """All states and the last one, for each carry."""
+    if isinstance(recurrence, SemiringRecurrence):
+        states = semiring.emit(recurrence, site)
+        return [(states, site.final(states, recurrence.state))]
+    assert lowering is not None
+    return lowering.emit(recurrence, site)

@@ -1,0 +1,359 @@
+"""Compile one call of one module: discover its time dimension, trace at two short lengths, re-roll, generalise, run the
+passes, validate. The result is a plan, or the obstructions that keep the original."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import sympy
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from linrec.capture.autograd_function import restore_autograd_functions
+from linrec.capture.discover import SHORT, TimeAxis, find_time
+from linrec.capture.generalize import generalize
+from linrec.capture.normalize import normalize, shape_of, value
+from linrec.capture.probe import attribute_reads, record, resize, undone
+from linrec.capture.reroll import reroll
+from linrec.capture.trace import Trace, trace
+from linrec.ir.extension import Extension
+from linrec.ir.location import location
+from linrec.ir.obstruction import Obstruction, Refused, refuse
+from linrec.ir.recurrence import Recurrence
+from linrec.ir.scan import is_random, scan_nodes, scan_of
+from linrec.passes import involved, standard
+from linrec.passes.base import Observer
+from linrec.runtime.plan import Plan, TimeDim, lookup
+from linrec.runtime.state import frozen_state
+from linrec.runtime.validate import validate
+
+_LENGTHS = ((SHORT, SHORT + 2), (14, 16))
+
+
+@dataclass
+class Compiled:
+    """What became of one signature of one module: plans (one per time axis and batch pattern), or why there is none."""
+
+    plans: list[Plan] = field(default_factory=list)
+    obstructions: list[Obstruction] = field(default_factory=list)
+    recurrences: list[Recurrence] = field(default_factory=list)
+
+
+@dataclass
+class Options:
+    """How to compile.
+
+    Attributes:
+        validate: compare every plan with the original, and check it at every new greatest length.
+        observe: called with the name of each pass and the graph after it.
+        shared: plans of this model by fingerprint, so that identical layers share one.
+    """
+
+    validate: bool = True
+    observe: Observer | None = None
+    shared: dict[Hashable, tuple[Plan, Hashable]] = field(default_factory=dict)
+
+
+def compile_call(
+    module: nn.Module, forward: Any, spec: Any, leaves: Sequence[Any], name: str, options: Options
+) -> tuple[Plan | None, list[Obstruction]]:
+    """Compile one call.
+
+    Args:
+        module: the module; forward: its unwrapped forward.
+        spec, leaves: the call's ``(args, kwargs)``, flattened.
+        name: qualified name of the module, for the report.
+
+    Returns:
+        (plan, []), or (None, obstructions).
+    """
+    obstructions: list[Obstruction] = []
+    for axis in find_time(module, forward, spec, leaves):
+        if module not in axis.owners:
+            continue
+        try:
+            return _compile(module, forward, spec, leaves, axis, name, options), []
+        except Refused as refused:
+            obstructions.append(refused.obstruction)
+    return None, obstructions
+
+
+def _compile(
+    module: nn.Module, forward: Any, spec: Any, leaves: Sequence[Any], axis: TimeAxis, name: str, options: Options
+) -> Plan:
+    key = _fingerprint(module, forward, spec, leaves, axis)
+    if key is not None and key in options.shared:
+        plan, state = options.shared[key]
+        return _adopt(plan, axis, name, state == frozen_state(module, _read_by(module, forward, spec, leaves, axis)))
+    refusal: Refused | None = None
+    for lengths in _LENGTHS:
+        try:
+            plan = _at_lengths(module, forward, spec, leaves, axis, lengths, name, options)
+            if any(_may_need_sizes(r) for r in plan.recurrences):
+                plan = _with_fixed_sizes(plan, module, forward, spec, leaves, axis, lengths, name, options)
+        except Refused as refused:
+            refusal = refusal or refused
+            if refused.obstruction.id not in ("LR004", "LR005"):
+                break
+            continue
+        if key is not None:
+            options.shared[key] = (plan, frozen_state(module, _read_by(module, forward, spec, leaves, axis)))
+        return plan
+    assert refusal is not None
+    raise refusal
+
+
+def _may_need_sizes(entry: Recurrence) -> bool:
+    """Whether a recurrence stays a loop for a reason that known sizes might remove."""
+    return not entry.parallel and any(o.id in ("LR003", "LR006") for o in entry.obstructions)
+
+
+def _with_fixed_sizes(
+    plan: Plan,
+    module: nn.Module,
+    forward: Any,
+    spec: Any,
+    leaves: Sequence[Any],
+    axis: TimeAxis,
+    lengths: tuple[int, int],
+    name: str,
+    options: Options,
+) -> Plan:
+    """The plan for the sizes of this call, only the first dimension free, where that leaves fewer loops: a state that
+    is cut at positions along a dimension is understood only where the size of that dimension is known."""
+    if all(isinstance(d, int) for dims in plan.shapes for d in _after_batch(dims)):
+        return plan
+    try:
+        fixed = _at_lengths(module, forward, spec, leaves, axis, lengths, name, options, fixed=True)
+    except Refused:
+        return plan
+    loops = [sum(not r.parallel for r in p.recurrences) for p in (plan, fixed)]
+    return fixed if loops[1] < loops[0] else plan
+
+
+def _after_batch(dims: Sequence[Any]) -> list[Any]:
+    """The dimensions that are neither time nor the first one besides it."""
+    return [d for d in dims if not isinstance(d, TimeDim)][1:]
+
+
+def _adopt(plan: Plan, axis: TimeAxis, name: str, same_state: bool) -> Plan:
+    """A shared plan for another module. What was checked at greater lengths counts only where all that forward reads
+    is the same: two modules may differ in a threshold that short runs do not reach."""
+    entries = [replace(r, module=name) for r in plan.recurrences]
+    checked = plan.checked if same_state else 0
+    broken = plan.broken_from if same_state else None
+    return replace(plan, axis=axis, recurrences=entries, checked=checked, broken_from=broken)
+
+
+def _read_by(module: nn.Module, forward: Any, spec: Any, leaves: Sequence[Any], axis: TimeAxis) -> set[str]:
+    """The names of the attributes that a short run reads from the module or its submodules."""
+    short = resize(leaves, axis.dims, SHORT)
+    args, kwargs = pytree.tree_unflatten(short, spec)
+    with attribute_reads(module) as names, undone(module, short), torch.no_grad():
+        try:
+            forward(*args, **kwargs)
+        except Exception:  # a class that cannot be watched: then every attribute counts as read
+            names |= {n for sub in module.modules() for n in sub.__dict__}
+    return names
+
+
+def _fingerprint(module: nn.Module, forward: Any, spec: Any, leaves: Sequence[Any], axis: TimeAxis) -> Hashable:
+    """What two modules must share to share a plan: all operators, and where all their arguments come from."""
+    parts: list[Any] = [type(module), getattr(forward, "__func__", None), str(spec), module.training]
+    parts.append(tuple((i, tuple(sorted(d.items()))) for i, d in axis.dims.items()))
+    parts.append(tuple(type(x).__name__ if isinstance(x, Tensor) else repr(x) for x in leaves))
+    parts.append(torch.is_grad_enabled())
+    _refuse_unseen_effects(module, forward, spec, resize(leaves, axis.dims, SHORT))
+    # Sizes other than time are symbols or fixed per plan; what they are at the moment is part of the key all the same.
+    for length in (SHORT, SHORT + 2):
+        try:
+            found = record(module, forward, spec, resize(leaves, axis.dims, length))
+        except Exception:  # at a length that the model does not take, nothing can be shared
+            return None
+        parts += [tuple(found.events), found.result]
+    return tuple(parts)
+
+
+def _refuse_unseen_effects(module: nn.Module, forward: Any, spec: Any, leaves: Sequence[Any]) -> None:
+    """Refuse what a trace does not show: decisions of Python's random generator, gradient requested inside forward."""
+    try:
+        found = record(module, forward, spec, leaves)
+    except Exception:  # at this length the model does not run: tracing will say so
+        return
+    if found.drew:
+        raise refuse("LR009", "forward draws from Python's random generator.")
+    if any(str(key[0]).endswith("requires_grad_") for key in found.calls):  # type: ignore[index]
+        raise refuse("LR014", "forward calls requires_grad_.")
+
+
+def _at_lengths(
+    module: nn.Module,
+    forward: Any,
+    spec: Any,
+    leaves: Sequence[Any],
+    axis: TimeAxis,
+    lengths: tuple[int, int],
+    name: str,
+    options: Options,
+    fixed: bool = False,
+) -> Plan:
+    traces = [_trace(module, forward, spec, leaves, axis, length, fixed) for length in lengths]
+    shorter, longer = traces
+    for t in traces:
+        normalize(t.graph_module)
+    found = reroll(shorter.graph_module, longer.graph_module, lengths[1] - lengths[0])
+    if not found:
+        raise refuse("LR004", "No uniform step was found that repeats with the length.", _first_location(longer))
+    length_nodes = [_length_node(t, axis) for t in traces]
+    graph_module = generalize(shorter, longer, length_nodes[1])
+    for node in scan_nodes(graph_module):
+        step = scan_of(graph_module, node).step
+        drawn = next((n for n in step.graph.nodes if is_random(n)), None)
+        if drawn is not None:
+            raise refuse("LR009", "Random numbers are drawn inside the loop.", location(drawn))
+    shapes = _shapes(longer, axis)
+    guards = _guards(longer)
+    result = standard(name, options.observe).run(graph_module)
+    restore_autograd_functions(graph_module)
+    for node in scan_nodes(graph_module):
+        restore_autograd_functions(scan_of(graph_module, node).step)
+        scan_of(graph_module, node).step.recompile()
+    graph_module.recompile()
+    state = [_meta(module, s.name) if s.kind in ("parameter", "buffer", "attribute") else None for s in longer.sources]
+    plan = Plan(
+        graph_module=graph_module,
+        sources=longer.sources,
+        outputs=longer.outputs,
+        out_spec=longer.out_spec,
+        out_leaves=longer.out_leaves,
+        attributes=longer.attributes,
+        axis=axis,
+        shapes=shapes,
+        min_length=lengths[0],
+        recurrences=result.recurrences,
+        guards=guards,
+        state=state,
+    )
+    if not result.recurrences:
+        raise refuse("LR001", "The loop carries no state and holds no operator that could leave it.")
+    if options.validate:
+        try:
+            validate(plan, module, forward, spec, leaves)
+        except Refused as refused:
+            raise _naming(refused, involved(result.recurrences, result.changed_by)) from None
+    return plan
+
+
+def _naming(refused: Refused, extensions: list[Extension]) -> Refused:
+    """A refusal that says which extensions had a part in the graph."""
+    if not extensions:
+        return refused
+    who = "; ".join(map(str, extensions))
+    problem = refused.obstruction
+    text = f"{problem.explanation} Registered from outside and used here: {who}."
+    return Refused(replace(problem, explanation=text))
+
+
+def _trace(
+    module: nn.Module, forward: Any, spec: Any, leaves: Sequence[Any], axis: TimeAxis, length: int, fixed: bool
+) -> Trace:
+    short = resize(leaves, axis.dims, length)
+    for i, leaf in enumerate(leaves):
+        if isinstance(leaf, Tensor):
+            short[i].requires_grad_(leaf.requires_grad)
+    dynamic = []
+    for i, leaf in enumerate(short):
+        if isinstance(leaf, Tensor):
+            time = axis.dims.get(i, {})
+            free = [d for d in range(leaf.dim()) if d not in time][: 1 if fixed else None]
+            dynamic.append({d: torch.export.Dim.AUTO for d in free if leaf.shape[d] > 1} or None)
+    result = trace(module, forward, spec, short, dynamic)
+    result.length = length
+    return result
+
+
+def _length_node(t: Trace, axis: TimeAxis) -> fx.Node:
+    """Compute the length at the top of the graph (in both traces, so that they stay isomorphic)."""
+    tensor_index = 0
+    placeholders = [n for n in t.graph_module.graph.nodes if n.op == "placeholder"]
+    wanted = axis.leaf
+    order = sorted(axis.tensor_leaves).index(wanted)
+    for placeholder, source in zip(placeholders, t.sources, strict=True):
+        if source.kind == "input" and source.index == order:
+            offset = axis.dims[axis.leaf][axis.dim]
+            last = placeholders[-1]
+            with t.graph_module.graph.inserting_after(last):
+                node = t.graph_module.graph.call_function(torch.ops.aten.sym_size.int, (placeholder, axis.dim))
+            node.meta["val"] = t.length + offset
+            return node
+    raise refuse("LR004", f"The time dimension is not an input of the graph (leaf {tensor_index}).")
+
+
+def _shapes(t: Trace, axis: TimeAxis) -> list[tuple[Any, ...]]:
+    """The admissible sizes of every tensor leaf."""
+    placeholders = [n for n in t.graph_module.graph.nodes if n.op == "placeholder"]
+    leaf_of = sorted(axis.tensor_leaves)
+    shapes: dict[int, tuple[Any, ...]] = {}
+    for placeholder, source in zip(placeholders, t.sources, strict=True):
+        if source.kind == "input":
+            dims: list[Any] = []
+            time = axis.dims.get(leaf_of[source.index], {})
+            for d, size in enumerate(shape_of(placeholder)):
+                dims.append(TimeDim(time[d]) if d in time else size if isinstance(size, int) else str(size))
+            shapes[source.index] = tuple(dims)
+    return [shapes[i] for i in sorted(shapes)]
+
+
+def _guards(t: Trace) -> list[Any]:
+    """Conditions on the symbolic sizes that tracing assumed, as functions of {symbol: size}."""
+    env = None
+    for node in t.graph_module.graph.nodes:
+        val = value(node)
+        if isinstance(val, Tensor):
+            sizes: Any = val.shape
+            for size in sizes:
+                if isinstance(size, torch.SymInt):
+                    env = size.node.shape_env
+        if env is not None:
+            break
+    if env is None:
+        return []
+    found = []
+    for guard in env.guards:
+        expr = guard.expr
+        if isinstance(expr, sympy.Basic) and expr.free_symbols:
+            found.append(_Guard(expr))
+    return found
+
+
+class _Guard:
+    """A sympy condition on the symbolic sizes; evaluated once for each combination of sizes."""
+
+    def __init__(self, condition: Any) -> None:
+        self.condition = condition
+        self.names = sorted(str(s) for s in condition.free_symbols)
+        self._known: dict[tuple[int, ...], bool] = {}
+
+    def __call__(self, symbols: dict[str, int]) -> bool:
+        if any(name not in symbols for name in self.names):
+            return True
+        sizes = tuple(symbols[name] for name in self.names)
+        if sizes not in self._known:
+            bound = {s: symbols[str(s)] for s in self.condition.free_symbols}
+            self._known[sizes] = bool(self.condition.xreplace(bound))
+        return self._known[sizes]
+
+
+def _meta(module: nn.Module, name: str) -> tuple[torch.dtype, torch.Size, torch.device]:
+    found = lookup(module, name)
+    return found.dtype, found.shape, found.device
+
+
+def _first_location(t: Trace) -> str:
+    for node in t.graph_module.graph.nodes:
+        if node.op == "call_function" and (at := location(node)):
+            return at
+    return ""

@@ -1,0 +1,390 @@
+"""What stands in front of a module's forward after `parallelize`: it picks the plan for a call, compiles one on first
+sight of a signature, and runs the original code wherever no plan holds."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import sys
+import threading
+import warnings
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from linrec.capture.discover import SHORT, find_time
+from linrec.capture.probe import unpacked
+from linrec.ir.obstruction import NotParallelizable, Obstruction, Refused
+from linrec.runtime.compile import Compiled, Options, compile_call
+from linrec.runtime.plan import Plan
+from linrec.runtime.state import frozen_state
+from linrec.runtime.validate import check_length
+
+MAX_SIGNATURES = 24
+"""How many signatures of one module are compiled; a number that changes at every call must not compile for ever."""
+
+MAX_WAIT = 60.0
+"""How long a thread waits for another one to have compiled the model that it calls, in seconds."""
+
+_compiling = threading.Lock()
+_inside = threading.local()
+
+_PLAIN = (int, float, complex, bool, str, type(None))
+
+
+def original_forward(module: nn.Module) -> Any:
+    """The forward that the module would run without linrec."""
+    own = module.__dict__.get("forward")
+    if isinstance(own, Dispatcher):
+        return own.original
+    return own if own is not None else type(module).forward.__get__(module)
+
+
+class Turns:
+    """Who may be where in one model: any number of threads run it, or one compiles it. Tracing puts other tensors in
+    the place of the parameters for a while, which no other thread may see."""
+
+    def __init__(self) -> None:
+        self._condition = threading.Condition()
+        self._inside: dict[int, int] = {}
+        self._compiling: int | None = None
+
+    def __reduce__(self) -> Any:
+        return (Turns, ())
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """While this thread runs the model. Waits while another one compiles it."""
+        me = threading.get_ident()
+        with self._condition:
+            # The limit is for a forward that itself waits for a thread that calls the model.
+            self._condition.wait_for(lambda: self._compiling in (None, me), MAX_WAIT)
+            self._inside[me] = self._inside.get(me, 0) + 1
+        try:
+            yield
+        finally:
+            with self._condition:
+                self._inside[me] -= 1
+                if not self._inside[me]:
+                    del self._inside[me]
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[bool]:
+        """Whether this thread may compile. While it does, nested dispatchers run their originals, and a caller that
+        packs saved tensors (activation checkpointing) sees nothing of it."""
+        me = threading.get_ident()
+        if not _compiling.acquire(blocking=False):
+            yield False
+            return
+        with self._condition:
+            free = all(thread == me for thread in self._inside)
+            self._compiling = me if free else None
+        _inside.depth = getattr(_inside, "depth", 0) + 1
+        try:
+            with unpacked():
+                yield free
+        finally:
+            _inside.depth -= 1
+            with self._condition:
+                self._compiling = None
+                self._condition.notify_all()
+            _compiling.release()
+
+
+@dataclass
+class Settings:
+    """The options of one `parallelize` call, shared by all dispatchers of a model."""
+
+    when: str
+    strict: bool
+    options: Options
+    turns: Turns = field(default_factory=Turns)
+
+
+class Dispatcher:
+    """Replaces ``module.forward`` (as an instance attribute). Copies and pickles with its module; plans stay behind.
+
+    Args:
+        module: the module; name: its qualified name in the parallelised model.
+        settings: how to compile, and when to use plans.
+        root: whether to look for loops in submodules on the first call.
+    """
+
+    def __init__(self, module: nn.Module, name: str, settings: Settings, root: bool) -> None:
+        self.module = module
+        self.name = name
+        self.settings = settings
+        self.root = root
+        self._own = module.__dict__.get("forward")
+        self.compiled: dict[Hashable, Compiled] = {}
+        self.looked: set[Hashable] = set()
+        self.owner = False
+        self.last_plan: Plan | None = None
+        self.disabled = False
+
+    @property
+    def original(self) -> Any:
+        """The module's own forward."""
+        return self._own if self._own is not None else type(self.module).forward.__get__(self.module)
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        return inspect.signature(self.original)
+
+    @property
+    def __wrapped__(self) -> Any:
+        return self.original
+
+    @property
+    def __code__(self) -> Any:
+        return getattr(self.original, "__code__", type(self).__call__.__code__)
+
+    @property
+    def __name__(self) -> str:
+        return "forward"
+
+    @property
+    def __doc__(self) -> str | None:  # type: ignore[override]
+        return getattr(self.original, "__doc__", None)
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(self.__dict__)
+        state.update(compiled={}, looked=set(), last_plan=None)
+        state["settings"] = Settings(self.settings.when, self.settings.strict, Options(self.settings.options.validate))
+        return state
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run a plan that holds for these arguments, or the original; the root's first calls compile."""
+        caller = sys._getframe(1).f_locals.get("self")
+        if caller is not self.module and isinstance(caller, nn.Module) and caller.__dict__.get("forward") is self:
+            # A shallow copy of the module (copy.copy, DataParallel) shares this object: it runs its own code.
+            return type(caller).forward(caller, *args, **kwargs)
+        if torch.compiler.is_dynamo_compiling():
+            return self.original(*args, **kwargs)
+        with self.settings.turns.running():
+            return self._call(args, kwargs)
+
+    def _call(self, args: Any, kwargs: Any) -> Any:
+        if torch.compiler.is_compiling() or not self._active():
+            return self.original(*args, **kwargs)
+        leaves, spec = pytree.tree_flatten((args, kwargs))
+        if not _ordinary(leaves):
+            return self.original(*args, **kwargs)
+        key = _signature(self.module, leaves, spec)
+        if self.root and key not in self.looked and (key, _clipped(leaves)) not in self.looked:
+            self._look(key, spec, leaves)
+        if self.owner:
+            return self._dispatch(key, spec, leaves, args, kwargs)
+        return self.original(*args, **kwargs)
+
+    def _active(self) -> bool:
+        if getattr(_inside, "depth", 0):
+            return False
+        if self.settings.when == "training" and not self.module.training:
+            return False
+        if self.disabled or torch._C._functorch.peek_interpreter_stack() is not None:
+            return False
+        return not torch.is_inference_mode_enabled()
+
+    def _look(self, key: Hashable, spec: Any, leaves: list[Any]) -> None:
+        """Find the modules that own a time loop in this call, and put a dispatcher in front of each."""
+        names = {id(m): n for n, m in self.module.named_modules()}
+        with self.settings.turns.alone() as free:
+            if not free:
+                return
+            for axis in find_time(self.module, self.original, spec, leaves):
+                for owner in axis.owners:
+                    if owner is self.module:
+                        self.owner = True
+                    elif not isinstance(owner.__dict__.get("forward"), Dispatcher) and id(owner) in names:
+                        path = f"{self.name}.{names[id(owner)]}" if self.name else names[id(owner)]
+                        new = Dispatcher(owner, path, self.settings, root=False)
+                        new.owner = True
+                        owner.__dict__["forward"] = new
+            if not self.owner and not any(
+                isinstance(m.__dict__.get("forward"), Dispatcher) for m in names_of(self.module)
+            ):
+                key = (key, _clipped(leaves))
+            self.looked.add(key)
+
+    def _dispatch(self, key: Hashable, spec: Any, leaves: list[Any], args: Any, kwargs: Any) -> Any:
+        tensors = [x for x in leaves if isinstance(x, Tensor)]
+        found = self.compiled.get(key)
+        plan = self._admitted(found, tensors) if found else None
+        if plan is None and (found is None or (found.plans and not self._too_short(found, tensors))):
+            found = self._compile(key, spec, leaves, found)
+            plan = self._admitted(found, tensors) if found else None
+        if plan is None:
+            self._strictly(found)
+            return self.original(*args, **kwargs)
+        self._strictly(found)
+        length = _length(plan, tensors)
+        if self.settings.options.validate and length > plan.checked:
+            problem = self._check(plan, spec, leaves, length)
+            if problem is not None:
+                return self.original(*args, **kwargs)
+        self.last_plan = plan
+        return plan.run(self.module, tensors)
+
+    def _admitted(self, found: Compiled, tensors: list[Tensor]) -> Plan | None:
+        for plan in found.plans:
+            if plan.admits(self.module, tensors, _length(plan, tensors)):
+                return plan
+        return None
+
+    def _too_short(self, found: Compiled, tensors: list[Tensor]) -> bool:
+        """Whether a new plan would not help: the call is shorter than what is traced, or a plan broke at its length."""
+        for plan in found.plans:
+            length = _length(plan, tensors)
+            if length < plan.min_length or (plan.broken_from is not None and length >= plan.broken_from[0]):
+                return True
+        return len(found.plans) >= 16
+
+    def _compile(self, key: Hashable, spec: Any, leaves: list[Any], found: Compiled | None) -> Compiled | None:
+        with self.settings.turns.alone() as free:
+            if not free:
+                return found
+            found = self._compiled(key, spec, leaves, found or Compiled())
+        self._strictly(found)
+        return found
+
+    def _compiled(self, key: Hashable, spec: Any, leaves: list[Any], found: Compiled) -> Compiled:
+        try:
+            problem = _unsupported(self.module)
+            if len(self.compiled) >= MAX_SIGNATURES:
+                text = (
+                    f"the module was called with more than {MAX_SIGNATURES} combinations of arguments and attributes."
+                )
+                problem = Obstruction("LR014", "", text)
+            plan = None
+            obstructions = [problem] if problem else []
+            if problem is None:
+                plan, obstructions = compile_call(
+                    self.module, self.original, spec, leaves, self.name, self.settings.options
+                )
+            if plan is not None:
+                found.plans.append(plan)
+            # What forward does to the module's own numbers and containers holds for every call.
+            self.disabled = any(o.id == "LR013" for o in obstructions)
+            found.obstructions = [o for o in found.obstructions if o not in obstructions] + obstructions
+            if found.plans or obstructions or not _may_be_longer(leaves):
+                self.compiled[key] = found
+        except Refused as refused:
+            found = Compiled(obstructions=[refused.obstruction])
+            self.compiled[key] = found
+        except Exception as error:  # a bug of the compiler must never break the model
+            text = f"the compiler failed with {type(error).__name__}: {error}"
+            found = Compiled(obstructions=[Obstruction("LR002", "", text)])
+            self.compiled[key] = found
+        return found
+
+    def _strictly(self, found: Compiled | None) -> None:
+        if not self.settings.strict or found is None:
+            return
+        left = list(found.obstructions)
+        for plan in found.plans:
+            left += [o for r in plan.recurrences if not r.parallel for o in r.obstructions]
+        if left:
+            raise NotParallelizable(left)
+
+    def _check(self, plan: Plan, spec: Any, leaves: list[Any], length: int) -> Obstruction | None:
+        with self.settings.turns.alone() as free:
+            if not free:
+                return Obstruction("LR014", "", "another thread is compiling.")
+            problem = check_length(plan, self.module, self.original, spec, leaves, length)
+        if problem is None:
+            plan.checked = length
+        else:
+            plan.broken_from = (length, problem)
+            if self.settings.strict:
+                raise NotParallelizable([problem])
+            warnings.warn(f"linrec keeps the original code of {self.name or 'the model'}: {problem}", stacklevel=4)
+        return problem
+
+
+def names_of(module: nn.Module) -> list[nn.Module]:
+    """The submodules of a module, without itself."""
+    return [m for m in module.modules() if m is not module]
+
+
+def _clipped(leaves: list[Any]) -> Hashable:
+    """Sizes up to twice the shortest traced length: a longer call may show a loop that a shorter one did not."""
+    return tuple(tuple(min(s, 2 * SHORT) for s in x.shape) for x in leaves if isinstance(x, Tensor))
+
+
+def _length(plan: Plan, tensors: list[Tensor]) -> int:
+    axis = plan.axis
+    position = axis.tensor_leaves.index(axis.leaf)
+    return tensors[position].shape[axis.dim] - axis.dims[axis.leaf][axis.dim]
+
+
+def _may_be_longer(leaves: list[Any]) -> bool:
+    """Whether nothing was found because the call is too short to tell."""
+    return not any(isinstance(x, Tensor) and any(s >= SHORT for s in x.shape) for x in leaves)
+
+
+def _ordinary(leaves: list[Any]) -> bool:
+    """Whether a call can be traced and rewritten: plain strided tensors that hold something, and plain values."""
+    for leaf in leaves:
+        if isinstance(leaf, Tensor):
+            if type(leaf) not in (Tensor, nn.Parameter) or leaf.layout is not torch.strided or leaf.numel() == 0:
+                return False
+            if torch._C._functorch.is_functorch_wrapped_tensor(leaf):
+                return False
+        elif type(leaf) not in _PLAIN and not isinstance(leaf, (torch.dtype, torch.device)):
+            return False
+    return (
+        not torch.overrides._get_current_function_mode_stack()
+        and not torch.utils._python_dispatch._get_current_dispatch_mode_stack()
+    )
+
+
+def _signature(module: nn.Module, leaves: list[Any], spec: Any) -> Hashable:
+    """What a plan depends on besides sizes: structure, dtypes, ranks, devices, flags, plain arguments, attributes."""
+    parts: list[Hashable] = [
+        spec,
+        torch.is_grad_enabled(),
+        torch.is_autocast_enabled("cpu"),
+        torch.is_autocast_enabled("cuda"),
+    ]
+    for x in leaves:
+        if isinstance(x, Tensor):
+            parts.append((x.dtype, x.device, tuple(s == 1 for s in x.shape)))
+        else:
+            parts.append((type(x), x))
+    parts.append(frozen_state(module))
+    parts.append(_global_hooks())
+    parts.append(any(_hooked(sub) for sub in module.modules() if sub is not module))
+    return tuple(parts)
+
+
+def _global_hooks() -> bool:
+    hooks = nn.modules.module
+    return bool(
+        hooks._global_forward_hooks
+        or hooks._global_forward_pre_hooks
+        or hooks._global_backward_hooks
+        or hooks._global_backward_pre_hooks
+    )
+
+
+def _hooked(module: nn.Module) -> bool:
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
+
+
+def _unsupported(module: nn.Module) -> Obstruction | None:
+    """Why this module cannot be compiled in its present context, if so."""
+    if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
+        return Obstruction("LR014", "", "the call is made under autocast.")
+    if _global_hooks():
+        return Obstruction("LR008", "", "a global module hook is registered.")
+    for name, sub in module.named_modules():
+        if sub is not module and _hooked(sub):
+            return Obstruction("LR008", "", f"the submodule {name!r} ({type(sub).__name__}) has a hook.")
+    return None

@@ -1,0 +1,131 @@
+"""A plan: one rewritten graph with what it takes to run it in place of a module's forward, for every length and batch
+size that its guards admit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from linrec.capture.discover import TimeAxis
+from linrec.capture.trace import Slot, Source
+from linrec.ir.obstruction import Obstruction
+from linrec.ir.recurrence import Recurrence
+
+
+@dataclass
+class Plan:
+    """A compiled forward.
+
+    Attributes:
+        graph_module: the rewritten graph; takes one value per source, returns a flat tuple.
+        sources: where each argument comes from.
+        outputs: what each element of the result is (see `Trace.outputs`).
+        out_spec, out_leaves: structure of what forward returns, with `Slot` for tensors.
+        attributes: attributes that forward assigns: (module path, name, spec, leaves).
+        axis: the time dimension of the call.
+        shapes: for each tensor leaf, its dimensions: an int, the name of a symbol, or None for a time dimension.
+        min_length: the shortest length that the plan serves.
+        recurrences: what the compiler found, for the report.
+        guards: conditions on the symbolic sizes that tracing relied on: functions of {symbol: size}.
+        checked: the greatest length at which the original was compared.
+        broken_from: the length from which on the plan must not be used, with the reason.
+    """
+
+    graph_module: fx.GraphModule
+    sources: list[Source]
+    outputs: list[tuple[str, Any]]
+    out_spec: Any
+    out_leaves: list[Any]
+    attributes: list[tuple[str, str, Any, list[Any]]]
+    axis: TimeAxis
+    shapes: list[tuple[Any, ...]]
+    min_length: int
+    recurrences: list[Recurrence]
+    guards: list[Any] = field(default_factory=list)
+    state: list[tuple[torch.dtype, torch.Size, torch.device] | None] = field(default_factory=list)
+    checked: int = 0
+    broken_from: tuple[int, Obstruction] | None = None
+    signature_counts: Any = None
+
+    def admits(self, module: nn.Module, tensors: Sequence[Tensor], length: int) -> bool:
+        """Whether the guards hold for these tensor leaves."""
+        if length < self.min_length or (self.broken_from is not None and length >= self.broken_from[0]):
+            return False
+        symbols: dict[str, int] = {}
+        for tensor, dims in zip(tensors, self.shapes, strict=True):
+            for size, dim in zip(tensor.shape, dims, strict=True):
+                if type(dim) is str:
+                    if symbols.setdefault(dim, size) != size:
+                        return False
+                elif type(dim) is int:
+                    if dim != size:
+                        return False
+                elif dim is not None and length + dim.offset != size:
+                    return False
+        if self.guards and not all(guard(symbols) for guard in self.guards):
+            return False
+        for source, expected in zip(self.sources, self.state, strict=True):
+            if expected is not None:
+                value = lookup(module, source.name)
+                if not isinstance(value, Tensor) or (value.dtype, value.shape, value.device) != expected:
+                    return False
+        return True
+
+    def arguments(self, module: nn.Module, tensors: Sequence[Tensor]) -> list[Any]:
+        """The values of the graph's placeholders for one call."""
+        return [
+            tensors[s.index]
+            if s.kind == "input"
+            else s.value
+            if s.kind == "constant"
+            # A buffer that is written afterwards may have been saved for backward: the graph gets a copy.
+            else lookup(module, s.name).clone()
+            if s.name in self.written
+            else lookup(module, s.name)
+            for s in self.sources
+        ]
+
+    @property
+    def written(self) -> set[str]:
+        """The buffers that forward writes."""
+        return {what for kind, what in self.outputs if kind == "buffer"}
+
+    def run(self, module: nn.Module, tensors: Sequence[Tensor]) -> Any:
+        """Run the graph, replay the side effects of forward, and return what forward returns."""
+        flat = self.graph_module(*self.arguments(module, tensors))
+        user: list[Tensor] = []
+        for (kind, what), value in zip(self.outputs, flat, strict=True):
+            if kind == "user":
+                user.append(value)
+            elif kind == "buffer":
+                with torch.no_grad():
+                    lookup(module, what).copy_(value)
+            else:
+                tensors[what].copy_(value)
+        for path, name, spec, leaves in self.attributes:
+            setattr(module.get_submodule(path), name, _assemble(spec, leaves, user))
+        return _assemble(self.out_spec, self.out_leaves, user)
+
+
+def _assemble(spec: Any, leaves: list[Any], values: list[Tensor]) -> Any:
+    return pytree.tree_unflatten([values[x.position] if isinstance(x, Slot) else x for x in leaves], spec)
+
+
+def lookup(module: nn.Module, name: str) -> Any:
+    """The attribute of a module by qualified name."""
+    value: Any = module
+    for part in name.split("."):
+        value = getattr(value, part, None)
+    return value
+
+
+@dataclass(frozen=True)
+class TimeDim:
+    """A dimension of size ``length + offset``."""
+
+    offset: int

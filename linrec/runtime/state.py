@@ -1,0 +1,88 @@
+"""What a plan depends on besides its arguments: the plain values, containers and objects that forward can reach, frozen
+into something that compares equal exactly when none of them has changed."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Hashable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_PLAIN = (int, float, complex, bool, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
+_TABLES = frozenset(
+    (
+        "_parameters",
+        "_buffers",
+        "_modules",
+        "_non_persistent_buffers_set",
+        "_state_dict_hooks",
+        "_state_dict_pre_hooks",
+        "_load_state_dict_pre_hooks",
+        "_load_state_dict_post_hooks",
+        "_forward_hooks_with_kwargs",
+        "_forward_hooks_always_called",
+        "_forward_pre_hooks_with_kwargs",
+        "_forward_hooks",
+        "_forward_pre_hooks",
+        "_backward_hooks",
+        "_backward_pre_hooks",
+        "_is_full_backward_hook",
+        "forward",
+    )
+)
+_DEPTH = 4
+
+
+def frozen_state(module: nn.Module, only: set[str] | None = None) -> Hashable:
+    """Everything plain that the code of a module and its submodules can read from them.
+
+    Args:
+        only: the attribute names that count; all where None.
+    """
+    memo: dict[int, Hashable] = {}
+    parts: list[Any] = []
+    for sub in module.modules():
+        parts.append(type(sub))
+        for name, value in sub.__dict__.items():
+            if name in _TABLES or (only is not None and name not in only):
+                continue
+            if type(value) in _PLAIN:
+                parts.append((name, type(value), value))
+            elif isinstance(value, Tensor):
+                # Attributes that hold a tensor are looked up at every call; that there is one is what counts.
+                parts.append((name, "tensor"))
+            else:
+                parts.append((name, _frozen(value, memo, _DEPTH)))
+    return tuple(parts)
+
+
+def _frozen(value: Any, memo: dict[int, Hashable], depth: int) -> Hashable:
+    if type(value) in _PLAIN:
+        return (type(value), value)
+    if isinstance(value, Tensor):
+        # A tensor inside a container is a constant of the plan: another one, or a change of it, needs another plan.
+        return ("tensor", id(value), value._version)
+    key = id(value)
+    if key in memo:
+        return memo[key]
+    memo[key] = ("again", type(value))
+    if depth == 0:
+        found: Hashable = ("object", key)
+    elif isinstance(value, dict):
+        found = (type(value), tuple((repr(k), _frozen(v, memo, depth - 1)) for k, v in value.items()))
+    elif isinstance(value, (list, tuple)):
+        found = (type(value), tuple(_frozen(v, memo, depth - 1) for v in value))
+    elif isinstance(value, (set, frozenset)):
+        found = (type(value), tuple(sorted(map(repr, value))))
+    elif isinstance(value, (nn.Module, type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType)):
+        found = ("object", key)
+    elif isinstance(value, types.MethodType):
+        found = ("method", value.__func__, id(value.__self__))
+    elif hasattr(value, "__dict__"):
+        found = (type(value), key, tuple((n, _frozen(v, memo, depth - 1)) for n, v in vars(value).items()))
+    else:
+        found = ("object", key)
+    memo[key] = found
+    return found

@@ -1,0 +1,294 @@
+"""Validation of each translation: a plan is run beside the original at lengths and batch sizes that were not traced, in
+double precision, and must give the same values and gradients; and at every new greatest length the original must run
+the operators that its short traces predict."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import stateless
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+
+from linrec.capture.probe import count_calls, resize, undone
+from linrec.codegen import CompiledScan, torch_forms
+from linrec.ir.obstruction import Obstruction, refuse
+from linrec.runtime.plan import Plan, lookup
+
+_TO_DOUBLE = {
+    torch.float32: torch.float64,
+    torch.float16: torch.float64,
+    torch.bfloat16: torch.float64,
+    torch.complex64: torch.complex128,
+}
+_TENSOR: Any = torch.Tensor
+_CASTS = {
+    torch.Tensor.float: torch.float64,
+    torch.Tensor.half: torch.float64,
+    torch.Tensor.bfloat16: torch.float64,
+    _TENSOR.cfloat: torch.complex128,
+}
+
+
+_FACTORIES = frozenset(
+    ("zeros", "ones", "empty", "rand", "randn", "normal", "eye", "linspace", "logspace", "scalar_tensor")
+)
+_INFERRED = frozenset(("tensor", "as_tensor", "asarray", "full", "arange", "range"))
+
+
+class _InDouble(TorchFunctionMode):
+    """Makes a program compute in double precision throughout, its explicit casts and constants included. (The default
+    dtype would do the latter, but other threads would see it.)"""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _CASTS:
+            return args[0].to(_CASTS[func])
+        kwargs = kwargs or {}
+        if kwargs or any(isinstance(a, torch.dtype) for a in args):
+            args = tuple(_TO_DOUBLE.get(a, a) if isinstance(a, torch.dtype) else a for a in args)
+            kwargs = {k: _TO_DOUBLE.get(v, v) if isinstance(v, torch.dtype) else v for k, v in kwargs.items()}
+        if kwargs.get("dtype") is None:
+            name = getattr(func, "__name__", "").partition(".")[0]
+            if name in _FACTORIES and not isinstance(next(iter(args), None), Tensor):
+                kwargs = kwargs | {"dtype": torch.float64}
+            elif name in _INFERRED:
+                dtype = func(*args, **kwargs).dtype
+                kwargs = kwargs | {"dtype": _TO_DOUBLE.get(dtype, dtype)}
+        return func(*args, **kwargs)
+
+
+def in_double() -> TorchFunctionMode:
+    """Everything in the block computes in float64 (complex128)."""
+    return _InDouble()
+
+
+def as_double(x: Any) -> Any:
+    """A detached copy of a tensor in double precision; anything else unchanged."""
+    if not isinstance(x, Tensor):
+        return x
+    copy = x.detach().clone()
+    return copy.to(_TO_DOUBLE.get(x.dtype, x.dtype))
+
+
+def validate(plan: Plan, module: nn.Module, forward: Any, spec: Any, leaves: Sequence[Any]) -> None:
+    """Compare a plan with the original, values and gradients, at two lengths (and batch sizes) that were not traced.
+
+    Raises:
+        Refused: LR010 with what differs.
+    """
+    tracked = plan.min_length + 2
+    for length, batch, noise in ((tracked + 1, 0, 0.0), (tracked + 22, 1, 0.1)):
+        sized = _rebatch(plan, resize(leaves, plan.axis.dims, length), batch)
+        tensors = [x for x in sized if isinstance(x, Tensor)]
+        if not plan.admits(module, tensors, length):
+            sized = resize(leaves, plan.axis.dims, length)
+        _compare(plan, module, forward, spec, sized, noise, length)
+
+
+def _rebatch(plan: Plan, leaves: list[Any], extra: int) -> list[Any]:
+    """The leaves with every symbolic dimension one larger."""
+    out = list(leaves)
+    positions = [i for i, x in enumerate(leaves) if isinstance(x, Tensor)]
+    for i, dims in zip(positions, plan.shapes, strict=True):
+        for d, dim in enumerate(dims):
+            if isinstance(dim, str) and extra:
+                index = torch.arange(out[i].shape[d] + extra, device=out[i].device) % out[i].shape[d]
+                out[i] = out[i].index_select(d, index)
+    return out
+
+
+def _jitter(x: Any, noise: float, generator: torch.Generator) -> Any:
+    if noise and isinstance(x, Tensor) and (x.is_floating_point() or x.is_complex()):
+        random = torch.randn(x.shape, dtype=x.dtype, generator=generator).to(x.device)
+        return x + noise * random * (x.abs() + 0.1 * x.abs().amax() if x.numel() else x)
+    return x
+
+
+def _compare(
+    plan: Plan, module: nn.Module, forward: Any, spec: Any, leaves: list[Any], noise: float, length: int
+) -> None:
+    generator = torch.Generator().manual_seed(length)
+    state = {n: _jitter(as_double(p), noise, generator) for n, p in module.named_parameters(remove_duplicate=False)}
+    state |= {n: as_double(b) for n, b in module.named_buffers(remove_duplicate=False)}
+    inputs = [_jitter(as_double(x), noise, generator) for x in leaves]
+    seed = int(torch.randint(2**31, (), generator=generator))
+    ran = []
+    compiled = any(isinstance(m, CompiledScan) for m in plan.graph_module.modules())
+    for run in (_run_original, _run_plan, *([_run_torch_forms] if compiled else [])):
+        own = {n: t.clone() for n, t in state.items()}
+        for n, p in module.named_parameters(remove_duplicate=False):
+            own[n].requires_grad_(p.requires_grad)
+        tied: dict[int, Tensor] = {}
+        for n, t in [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]:
+            own[n] = tied.setdefault(id(t), own[n])
+        mine = [x.clone() if isinstance(x, Tensor) else x for x in inputs]
+        for x in mine:
+            if isinstance(x, Tensor) and (x.is_floating_point() or x.is_complex()):
+                x.requires_grad_()
+        ran.append(_outcome(run, plan, module, forward, spec, mine, own, seed))
+    reference = ran[0]
+    if isinstance(reference, Exception):
+        return
+    for ours in ran[1:]:
+        _agree(reference, ours, length)
+
+
+def _agree(reference: dict[str, Any], ours: dict[str, Any] | Exception, length: int) -> None:
+    if isinstance(ours, Exception):
+        raise refuse("LR010", f"At length {length} the rewritten graph fails: {type(ours).__name__}: {ours}.")
+    for what, a in reference.items():
+        b = ours.get(what)
+        if not _close(a, b):
+            raise refuse("LR010", f"At length {length} the {what} of the rewritten graph differs{_by(a, b)}.")
+
+
+def _by(a: Any, b: Any) -> str:
+    if isinstance(a, Tensor) and isinstance(b, Tensor) and a.shape == b.shape and a.dtype == b.dtype:
+        return f" by {(a - b).abs().max().item():.3g} (largest value {a.abs().max().item():.3g})" if a.numel() else ""
+    return ""
+
+
+def _outcome(
+    run: Any,
+    plan: Plan,
+    module: nn.Module,
+    forward: Any,
+    spec: Any,
+    leaves: list[Any],
+    state: dict[str, Tensor],
+    seed: int,
+) -> dict[str, Any] | Exception:
+    """Values and gradients of one run, by name."""
+    with undone(module, parameters="leave"), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            with (
+                torch.enable_grad(),
+                stateless._reparametrize_module(module, state),
+                _attributes_in_double(module),
+                in_double(),
+            ):
+                # In-place writes into inputs need non-leaf tensors; gradients are taken with respect to the leaves.
+                used = [x * 1 if isinstance(x, Tensor) and x.requires_grad else x for x in leaves]
+                out = run(plan, module, forward, spec, used)
+                found: dict[str, Any] = {f"result {i}": x for i, x in enumerate(pytree.tree_leaves(out))}
+                for path, name, _, _ in plan.attributes:
+                    values = pytree.tree_leaves(getattr(module.get_submodule(path), name))
+                    found |= {f"attribute {name!r} ({i})": x for i, x in enumerate(values)}
+                found |= {f"input {i} after the call": x for i, x in enumerate(used)}
+                for kind, what in plan.outputs:
+                    if kind == "buffer":
+                        found[f"buffer {what!r}"] = lookup(module, what).detach().clone()
+            return found | _gradients(found, leaves, state)
+        except Exception as error:  # whatever the user's code raises on these inputs is its own
+            return error
+
+
+def _gradients(found: dict[str, Any], leaves: list[Any], state: dict[str, Tensor]) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(0)
+    total: Any = 0.0
+    for x in found.values():
+        if isinstance(x, Tensor) and x.requires_grad:
+            weight = torch.randn(x.shape, dtype=torch.float64, generator=generator).to(x.device)
+            total = total + (
+                (x.real * weight).sum() + (x.imag * weight).sum() if x.is_complex() else (x * weight).sum()
+            )
+    if not isinstance(total, Tensor):
+        return {}
+    named = {f"input {i}": x for i, x in enumerate(leaves) if isinstance(x, Tensor) and x.requires_grad}
+    named |= {f"parameter {n!r}": p for n, p in state.items() if p.requires_grad}
+    grads = torch.autograd.grad(total, list(named.values()), allow_unused=True)
+    return {
+        f"gradient of {n}": torch.zeros_like(x) if g is None else g
+        for (n, x), g in zip(named.items(), grads, strict=True)
+    }
+
+
+@contextlib.contextmanager
+def _attributes_in_double(module: nn.Module) -> Iterator[None]:
+    """Plain tensor attributes in double precision, for the time of the block (`undone` restores them)."""
+    for sub in module.modules():
+        for name, value in list(sub.__dict__.items()):
+            if isinstance(value, Tensor) and value.dtype in _TO_DOUBLE:
+                sub.__dict__[name] = as_double(value)
+    yield
+
+
+def _run_original(plan: Plan, module: nn.Module, forward: Any, spec: Any, leaves: list[Any]) -> Any:
+    args, kwargs = pytree.tree_unflatten(leaves, spec)
+    return forward(*args, **kwargs)
+
+
+def _run_plan(plan: Plan, module: nn.Module, forward: Any, spec: Any, leaves: list[Any]) -> Any:
+    return plan.run(module, [x for x in leaves if isinstance(x, Tensor)])
+
+
+def _run_torch_forms(plan: Plan, module: nn.Module, forward: Any, spec: Any, leaves: list[Any]) -> Any:
+    """What runs where a kernel cannot: on other devices, under function transforms, for second derivatives."""
+    with torch_forms():
+        return _run_plan(plan, module, forward, spec, leaves)
+
+
+def _close(a: Any, b: Any, tolerance: float = 1e-7) -> bool:
+    if isinstance(a, Tensor) != isinstance(b, Tensor):
+        return False
+    if not isinstance(a, Tensor):
+        return bool(a == b or (a != a and b != b))
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    if not (a.is_floating_point() or a.is_complex()):
+        return torch.equal(a, b)
+    a, b = a.detach(), b.detach()
+    finite = a.isfinite()
+    if not torch.equal(finite, b.isfinite()):
+        return False
+    if not finite.any():
+        return True
+    a, b = a[finite], b[finite]
+    scale = a.abs().max().clamp(min=1e-30)
+    return bool((a - b).abs().max() <= tolerance * scale + 1e-12)
+
+
+_LOOSE = {torch.float64: 1e-6, torch.complex128: 1e-6, torch.float32: 2e-3, torch.complex64: 2e-3}
+
+
+def check_length(
+    plan: Plan, module: nn.Module, forward: Any, spec: Any, leaves: Sequence[Any], length: int
+) -> Obstruction | None:
+    """Run the original at this length, without gradient, and compare its operators and values with the plan.
+
+    Short traces cannot see a branch on a later step, or a cap on the number of steps.
+    """
+    if plan.signature_counts is None:
+        first, second = plan.min_length, plan.min_length + 2
+        sized = [resize(leaves, plan.axis.dims, n) for n in (first, second)]
+        counts = [count_calls(module, forward, spec, x).calls for x in sized]
+        plan.signature_counts = (first, counts[0], counts[1])
+    first, one, two = plan.signature_counts
+    with torch.no_grad():
+        plain = [x.detach() if isinstance(x, Tensor) else x for x in leaves]
+        found = count_calls(module, forward, spec, plain)
+        expected: Counter[Any] = Counter()
+        for key in one | two:
+            expected[key] = one[key] + (two[key] - one[key]) * (length - first) // 2
+        actual: Counter[Any] = found.calls
+        for key in expected.keys() | actual.keys():
+            if expected[key] != actual[key]:
+                text = f"at length {length} '{key[0]}' runs {actual[key]} times where {expected[key]} were expected."
+                return Obstruction("LR011", "", text)
+        # Nothing may watch torch's operators here: kernels would make way for it.
+        with undone(module, leaves, parameters="leave"), torch.random.fork_rng(devices=[]):
+            try:
+                ours = plan.run(module, [x for x in leaves if isinstance(x, Tensor)])
+            except Exception as error:  # a plan that cannot run must not take the model with it
+                return Obstruction("LR010", "", f"at length {length} the rewritten graph fails: {error}.")
+    for i, (a, b) in enumerate(zip(pytree.tree_leaves(found.output), pytree.tree_leaves(ours), strict=True)):
+        loose = isinstance(a, Tensor) and isinstance(b, Tensor) and a.dtype in _LOOSE
+        if loose and not _close(a.to(b.dtype), b, _LOOSE[a.dtype]):
+            return Obstruction("LR010", "", f"at length {length} result {i} differs{_by(a, b)}.")
+    return None

@@ -1,0 +1,1 @@
+"""The samples, in four tables by the kind of recurrence; `models.registry` joins them."""

@@ -1,0 +1,1 @@
+"""Tests of capture: from a running loop to a graph with scan nodes."""

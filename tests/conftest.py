@@ -1,0 +1,36 @@
+"""What every test runs under: one thread a worker, no downloads, hypothesis without deadlines and repeatable in CI."""
+
+from __future__ import annotations
+
+import os
+
+# Before anything imports transformers, which reads it once: models are built from configurations, never fetched.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import hypothesis
+import pytest
+import torch
+
+hypothesis.settings.register_profile("default", deadline=None)
+hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
+hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "default")
+
+# OMP_NUM_THREADS may be unset when pytest -n is called by hand; workers that each use every core slow one another down.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)
+
+FULL = bool(os.environ.get("LINREC_LOOPS_FULL"))
+SLOW = ("tests/docs/test_code.py", "tests/docs/test_notebook.py", "tests/examples/", "tests/fuzz/", "tests/benchmarks/")
+"""What `make test` leaves to `make test-all`, so that it stays within minutes on two cores."""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what is slow, unless everything is asked for or something by name."""
+    usual = {str(config.rootpath / path) for path in config.getini("testpaths")}
+    named = [a for a in config.args if os.path.abspath(a) not in usual]
+    if FULL or named or config.getoption("keyword"):
+        return
+    slow = [i for i in items if i.nodeid.startswith(SLOW) and "mackey_glass" not in i.nodeid]
+    if slow:
+        config.hook.pytest_deselected(items=slow)
+        items[:] = [i for i in items if i not in set(slow)]

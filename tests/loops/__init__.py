@@ -1,0 +1,1 @@
+"""A corpus of time loops: what `linrec.parallelize` must understand (styles) and must never get wrong (hostile)."""

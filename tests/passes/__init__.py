@@ -1,0 +1,1 @@
+"""Tests of the passes: the graph after each, for small loops."""

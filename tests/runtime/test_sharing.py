@@ -1,0 +1,116 @@
+"""Layers that compute the same share one plan; layers that differ in anything that matters do not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import linrec
+
+from .samples import WIDTH, Gated, assert_parallel, build, counted_exports, same, series
+
+
+class Stack(nn.Module):
+    """Layers one after the other."""
+
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = x + layer(x)
+        return x
+
+
+class Late(Gated):
+    """Doubles its state from some step on."""
+
+    def __init__(self, late: int) -> None:
+        super().__init__()
+        self.late = late
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, out = x.new_zeros(x.shape[0], WIDTH), []
+        for t in range(x.shape[1]):
+            h = self.step(x[:, t], h)
+            h = 2 * h if t >= self.late else h
+            out.append(h)
+        return torch.stack(out, 1)
+
+
+class Table(Gated):
+    """Multiplies by constants that are no buffer."""
+
+    def __init__(self, *values: float) -> None:
+        super().__init__()
+        self.table = [torch.tensor(values, dtype=torch.float64)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * self.table[0]
+
+
+class Numbered(Gated):
+    """Knows its place in the stack, which changes nothing."""
+
+    def __init__(self, index: int) -> None:
+        super().__init__()
+        self.layer_idx = index
+
+
+def exports_of(stack: Callable[[], nn.Module], lengths: tuple[int, ...] = (12, 20)) -> int:
+    """Check the stack at these lengths; how many traces that took."""
+    model, oracle = linrec.parallelize(build(stack)), build(stack)
+    with counted_exports() as exports:
+        for length in lengths:
+            same(model, oracle, series(2, length))
+    assert_parallel(model)
+    return exports[0]
+
+
+@pytest.fixture(scope="module")
+def one() -> int:
+    """What a single layer takes."""
+    return exports_of(lambda: Stack(Gated()))
+
+
+def test_identical_layers(one: int) -> None:
+    assert exports_of(lambda: Stack(*(Numbered(k) for k in range(4)))) == one
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        lambda: (Gated(torch.sigmoid), Gated(torch.tanh)),
+        lambda: (Gated(scale=1.0), Gated(scale=2.0)),
+        lambda: (Table(1.0, 2.0, 3.0), Table(3.0, 2.0, 1.0)),
+    ],
+    ids=["activation", "number", "constant"],
+)
+def test_layers_that_differ(one: int, layers: Callable[[], Any]) -> None:
+    assert exports_of(lambda: Stack(*layers()), (12,)) > one
+
+
+def test_layers_that_differ_only_later() -> None:
+    """At the short lengths of a trace the two are the same; each has to be checked at the length of the call."""
+    model, oracle = (build(lambda: Stack(Late(1000), Late(30), Late(1000))) for _ in range(2))
+    linrec.parallelize(model)
+    with pytest.warns(UserWarning, match="LR011"):
+        for length in (40, 20, 33):
+            same(model, oracle, series(2, length))
+    report = linrec.report(model)
+    assert [each.id for each in report.obstructions] == ["LR011"]
+
+
+def test_a_frozen_layer(one: int) -> None:
+    """Trained and frozen layers, and one layer used twice."""
+
+    def stack() -> nn.Module:
+        shared = Gated()
+        return Stack(shared, Gated().requires_grad_(False), shared)
+
+    exports_of(stack)
