@@ -1,0 +1,1 @@
+"""Random recurrent modules, written as Python source, against linrec."""
