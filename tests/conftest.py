@@ -20,7 +20,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)
 
 FULL = bool(os.environ.get("LINREC_LOOPS_FULL"))
-SLOW = ("tests/docs/test_code.py", "tests/docs/test_notebook.py", "tests/examples/", "tests/fuzz/", "tests/benchmarks/")
+SLOW = tuple(f"tests/{x}/" for x in ("docs", "examples", "fuzz", "benchmarks", "report", "cli", "extensions", "loops"))
 """What `make test` leaves to `make test-all`, so that it stays within minutes on two cores."""
 
 
@@ -30,7 +30,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     named = [a for a in config.args if os.path.abspath(a) not in usual]
     if FULL or named or config.getoption("keyword"):
         return
-    slow = [i for i in items if i.nodeid.startswith(SLOW) and "mackey_glass" not in i.nodeid]
+    slow = [i for i in items if i.nodeid.startswith(SLOW)]
     if slow:
         config.hook.pytest_deselected(items=slow)
         items[:] = [i for i in items if i not in set(slow)]

@@ -81,7 +81,8 @@ def _build(step: fx.GraphModule, carries: int, xs: int, values: Sequence[Any]) -
             if node.op == "placeholder":
                 value = next(given)
                 if isinstance(value, Tensor):
-                    value = torch.empty(tuple(value.shape), dtype=value.dtype)
+                    with torch._C.DisableTorchFunction():  # a mode may create another dtype than it is asked for
+                        value = torch.empty(tuple(value.shape), dtype=value.dtype)
                 found[node] = value
             elif node.op == "call_function":
                 args, kwargs = fx.map_arg((node.args, node.kwargs), found.__getitem__)

@@ -70,6 +70,10 @@ loop it would be computed once for each element of the state that shares it."""
 WIDE = 32
 """Up to this width a dense transition that never changes is run step by step; beyond it the torch forms win."""
 
+_OWN = frozenset(
+    ("loop", "shift", "hoisted", "cumulative sum", "diagonal scan", "chunked affine scan", "chunked powers")
+) | {"FFT with the impulse response"}
+_OWN_SCANS = ("max-plus", "max-times", "min-plus", "min-times", "log-sum-exp")
 _BY_TORCH = ("FFT", "convolution", "powers", "last state")
 
 
@@ -337,6 +341,8 @@ def _numel(node: fx.Node) -> int:
 
 def _better_by_torch(entries: list[Recurrence], step: fx.GraphModule, view: ScanView) -> bool:
     """Whether the torch forms beat any loop: wide transitions that never change, sums, and only the last state read."""
+    if any(e.lowering not in _OWN and not e.lowering.startswith(_OWN_SCANS) for e in entries if e.states):
+        return True  # somebody's extension: it was registered to be used
     affine = [e for e in entries if e.states and e.parallel]
     if not affine or len(affine) < len([e for e in entries if e.states]):
         return False

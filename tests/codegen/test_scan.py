@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from linrec.codegen import CompiledScan, launch, supported
 from linrec.codegen import scan as scan_module
@@ -217,6 +218,26 @@ def test_the_torch_form_runs_elsewhere() -> None:
         run(h, a, x.requires_grad_()), x, torch.ones(2, *x.shape, dtype=x.dtype), is_grads_batched=True
     )
     assert counting.calls == 8 and batched[0].shape == (2, *x.shape)
+
+
+def test_inputs_keep_their_dtype_under_a_mode() -> None:
+    class Doubling(TorchFunctionMode):
+        """Creates float64 where float32 is asked for, as the comparison in double precision does."""
+
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            kwargs = dict(kwargs or {})
+            if kwargs.get("dtype") is torch.float32:
+                kwargs["dtype"] = torch.float64
+            return func(*args, **kwargs)
+
+    fast, loop = build(NAMED["wide"])
+    *rest, weight = draw(NAMED["wide"], 9)
+    inputs = [*rest, weight.float()]
+    expected = call(loop, 9, inputs)
+    with Doubling():
+        got = call(fast, 9, inputs)
+    assert fast.reason is None
+    compare(NAMED["wide"], got, expected, expected, 1e-9)
 
 
 def test_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from .check import check
 from .runnable import as_file
 from .writer import write
 
-PROGRAMS = range(24)
+PROGRAMS = range(16)
 """Seeds."""
 
 
@@ -30,5 +30,5 @@ class _Seeded:
 @pytest.mark.parametrize("seed", PROGRAMS)
 def test_a_program_keeps_its_values_and_gradients(seed: int) -> None:
     program = write(_Seeded(seed))
-    outcome = check(program)
+    outcome = check(program, ones=False)
     assert outcome.kind not in ("wrong", "crashed", "caught", "verdict"), as_file(program, outcome)

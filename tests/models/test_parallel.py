@@ -56,7 +56,8 @@ def test_parallel_as_the_loop(sample: Sample, monkeypatch: pytest.MonkeyPatch) -
     model, oracle = linrec.parallelize(sample.factory()), sample.factory()
     agree(sample, model, oracle, 2, 12)
     report = linrec.report(model)
-    parallel = [entry.parallel for entry in report.recurrences if entry.states]
+    states = [entry for entry in report.recurrences if entry.states]
+    parallel = [entry.parallel for entry in states or report.recurrences]
     verdict = "sequential" if not any(parallel) else "parallel" if all(parallel) else "partial"
     assert verdict == sample.expect, str(report)
     for k, length in enumerate(LENGTHS):
