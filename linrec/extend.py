@@ -79,8 +79,8 @@ def isolated() -> Iterator[None]:
 
     >>> import torch
     >>> with isolated():
-    ...     semiring("min-plus", torch.ops.aten.minimum.default, join=torch.minimum)
-    >>> "min-plus" in SCANS
+    ...     semiring("fmax-plus", torch.ops.aten.fmax.default, join=torch.fmax)
+    >>> "fmax-plus" in SCANS
     False
     """
     tables: tuple[dict[Any, Any], ...] = (RULES, VECTOR_RULES, JOINS, SCANS)
