@@ -14,7 +14,9 @@ from torch import Tensor, fx, nn
 from linrec.capture.probe import undone
 from linrec.extend import load_installed
 from linrec.ir.obstruction import LinrecError
+from linrec.lowering.registry import LOWERINGS
 from linrec.passes.base import Observer
+from linrec.passes.outline import COMPILED
 from linrec.report import Report
 from linrec.runtime.compile import Options
 from linrec.runtime.dispatcher import Dispatcher, Settings
@@ -112,14 +114,32 @@ class _Parallelized:
 
 @overload
 def parallelize(
-    model: M, example_inputs: Any = None, *, when: str = "training", strict: bool = False, validate: bool = True
+    model: M,
+    example_inputs: Any = None,
+    *,
+    when: str = "training",
+    strict: bool = False,
+    validate: bool = True,
+    lowering: str = "",
 ) -> M: ...
 @overload
 def parallelize(
-    model: F, example_inputs: Any = None, *, when: str = "training", strict: bool = False, validate: bool = True
+    model: F,
+    example_inputs: Any = None,
+    *,
+    when: str = "training",
+    strict: bool = False,
+    validate: bool = True,
+    lowering: str = "",
 ) -> F: ...
 def parallelize(
-    model: Any, example_inputs: Any = None, *, when: str = "training", strict: bool = False, validate: bool = True
+    model: Any,
+    example_inputs: Any = None,
+    *,
+    when: str = "training",
+    strict: bool = False,
+    validate: bool = True,
+    lowering: str = "",
 ) -> Any:
     """Run the linear recurrences of a model in parallel over time, with its code unchanged.
 
@@ -135,13 +155,16 @@ def parallelize(
         strict: raise where a time loop would stay.
         validate: compare each rewritten graph with the original in float64, values and gradients, before it is used,
             and check the original's operators at every new greatest length.
+        lowering: the algorithm to use wherever it applies, by the name that reports give it, in place of the one that
+            is expected to be the fastest; "compiled loop" for kernels wherever they can be generated, "loop" to keep
+            every recurrence sequential.
 
     Returns:
         The same module, or a function.
 
     Raises:
         TypeError: if `model` is neither a module nor callable.
-        ValueError: if `when` is neither "training" nor "always".
+        ValueError: if `when` is neither "training" nor "always", or no algorithm is called `lowering`.
         NotParallelizable: under ``strict=True``, with the obstructions.
 
     >>> class EMA(torch.nn.Module):
@@ -159,7 +182,10 @@ def parallelize(
     if when not in ("training", "always"):
         raise ValueError(f"when must be 'training' or 'always', not {when!r}")
     load_installed()
-    settings = Settings(when, strict, Options(validate))
+    known = [*(x.name for x in LOWERINGS), COMPILED, "loop"]
+    if lowering and lowering not in known:
+        raise ValueError(f"there is no lowering {lowering!r}; known are {', '.join(map(repr, known))}")
+    settings = Settings(when, strict, Options(validate, lowering=lowering))
     if isinstance(model, nn.Module):
         revert(model)
         model.__dict__["forward"] = Dispatcher(model, "", settings, root=True)

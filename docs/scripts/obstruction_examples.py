@@ -242,4 +242,18 @@ report = linrec.report(model)
         LEAKY.format(update="0.9 * h + torch.where(x[:, t].sum() > 0, x[:, t], 0)"),
         "The state may be chosen by a mask as well, as long as the mask does not read the state.",
     ),
+    "LR016": Example(
+        """
+def leaky(x):
+    h, out = torch.zeros_like(x[:, 0]), []
+    for t in range(x.shape[1]):
+        h = 0.9 * h + x[:, t]
+        out.append(h)
+    return torch.stack(out, 1)
+
+model = linrec.parallelize(leaky, torch.randn(2, 30, 3), lowering="loop")
+report = linrec.report(model)
+""",
+        advice="It is there for measuring: what reads no state leaves the loop all the same.",
+    ),
 }

@@ -22,6 +22,7 @@ from linrec.codegen.lanes import program
 from linrec.codegen.launch import Compiled, Run
 from linrec.codegen.signature import Signature
 from linrec.codegen.translate import translate
+from linrec.ir.sizes import hint
 
 _RULES = (arrangement, contraction, pointwise)  # imported for the rules that they register
 _MOST = 32
@@ -46,7 +47,7 @@ def supported(step: fx.GraphModule, carries: int, xs: int) -> str | None:
     for node in step.graph.nodes:
         if node.op == "placeholder":
             value = node.meta.get("val")
-            values.append(_like(value) if isinstance(value, Tensor) else _hint(value))
+            values.append(_like(value) if isinstance(value, Tensor) else hint(value))
     try:
         compiled, _ = _build(step, carries, xs, values)
         compiled.adjoint(_everything(compiled.s, set(compiled.s.inputs)))
@@ -55,12 +56,8 @@ def supported(step: fx.GraphModule, carries: int, xs: int) -> str | None:
     return None
 
 
-def _hint(size: Any) -> Any:
-    return size.node.hint if isinstance(size, torch.SymInt) else size
-
-
 def _like(value: Tensor) -> Tensor:
-    return torch.empty([_hint(s) for s in value.shape], dtype=value.dtype, device="meta")
+    return torch.empty([hint(s) for s in value.shape], dtype=value.dtype, device="meta")
 
 
 def _everything(s: Signature, inputs: set[Any]) -> Wanted:

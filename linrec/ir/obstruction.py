@@ -87,6 +87,11 @@ CATALOGUE: dict[str, tuple[str, str, str]] = {
         "Control flow or a shape depends on the values of a tensor.",
         "Use torch.where or a mask, so that every step runs the same operators.",
     ),
+    "LR016": (
+        "kept-by-option",
+        "The option lowering='loop' keeps every recurrence sequential.",
+        "Leave the option out, or name an algorithm.",
+    ),
 }
 
 

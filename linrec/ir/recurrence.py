@@ -74,13 +74,17 @@ class Estimate:
 
     Attributes:
         name: the algorithm, or "loop".
-        work: multiply-adds at `REFERENCE_LENGTH` steps, a symbolic size (the batch) counted as 8.
-        calls: operator calls made one after the other, where known.
+        work: multiply-adds at `REFERENCE_LENGTH` steps, at the sizes of the call that was traced.
+        calls: operator calls made one after the other.
+        bytes: what is read from memory or written to it.
+        seconds: how long that is expected to take, at the speeds that were measured for the machine.
     """
 
     name: str
     work: float
     calls: int = 0
+    bytes: float = 0.0
+    seconds: float = 0.0
 
 
 REFERENCE_LENGTH = 1024

@@ -11,8 +11,9 @@ from torch import Tensor, fx, nn
 from linrec.analysis.polynomial import Axis, Index, Monomial, NoRule, Polynomial
 from linrec.capture.normalize import shape_of
 from linrec.ir.recurrence import LinearRecurrence
+from linrec.lowering.cost import Work
 from linrec.lowering.emission import Emitter
-from linrec.lowering.registry import Lowering, Site, coefficients, is_inexact, register
+from linrec.lowering.registry import Lowering, Site, coefficients, is_inexact, register, state_bytes, state_size
 from linrec.ops.affine import AffineProgram, Term, affine_scan
 
 _LETTERS = "abcdefghijklmnopqrstuvwxABCDEFGHIJKLMNOPQRSTUVWX"
@@ -45,10 +46,13 @@ class ChunkedAffine(Lowering):
         program = _Structure(recurrence)
         return 0 < program.volume() <= MAX_MIXED
 
-    def cost(self, recurrence: LinearRecurrence, site: Site, length: int) -> float:
-        """Operations of `length` steps, those of the basis included, a symbolic size counted as 8."""
-        sizes = [math.prod(s if isinstance(s, int) else 8 for s in shape_of(h)) for h in recurrence.states]
-        return 4.0 * sum(sizes) * length * (2 + _Structure(recurrence).volume())
+    def cost(self, recurrence: LinearRecurrence, site: Site, length: int) -> Work:
+        """Operations of `length` steps, those of the basis included, and about as many calls as there are chunks."""
+        structure = _Structure(recurrence)
+        size, terms = state_size(recurrence) * length, max(1, len(structure.linear))
+        chunks = 3 * math.sqrt(length / 3)
+        elements = 2.0 * size * terms * (2 + structure.volume())
+        return Work(elements=elements, bytes=8 * state_bytes(recurrence) * length, calls=6 * terms * 2 * chunks)
 
     def emit(self, recurrence: LinearRecurrence, site: Site) -> list[tuple[fx.Node | None, fx.Node]]:
         """Write the algorithm; return (all states, final state) for each carry."""

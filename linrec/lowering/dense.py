@@ -4,16 +4,29 @@ FFT with the impulse response, or, where only the last state is read, by one pro
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from linrec.analysis.polynomial import Factor, Index, Monomial
 from linrec.analysis.rules import Algebra
-from linrec.capture.normalize import shape_of, value
+from linrec.capture.normalize import value
 from linrec.ir.recurrence import LinearRecurrence
-from linrec.lowering.registry import Lowering, Site, coefficients, is_inexact, register, state_size
+from linrec.ir.sizes import hint
+from linrec.lowering.cost import Work
+from linrec.lowering.registry import (
+    Lowering,
+    Site,
+    coefficients,
+    is_inexact,
+    is_zero,
+    register,
+    state_bytes,
+    state_size,
+)
 from linrec.ops import lti_fft, lti_last, lti_scan
+from linrec.ops.response import response
 
 aten = torch.ops.aten
 
@@ -150,10 +163,14 @@ class DenseScan(Lowering):
         """Whether the transition is one matrix, the same in every step."""
         return is_plain_matrix(recurrence)
 
-    def cost(self, recurrence: LinearRecurrence, site: Site, length: int) -> float:
-        """Operations of `length` products with the matrix, twice; a symbolic width counted as 64."""
-        width = shape_of(recurrence.states[0])[recurrence.transition.axis]
-        return state_size(recurrence) * (width if isinstance(width, int) else 64) * length * 2
+    def cost(self, recurrence: LinearRecurrence, site: Site, length: int) -> Work:
+        """`length` products with the matrix, twice, in chunks of chunks of 8 steps."""
+        calls, rest = 0, length
+        while rest > 16:
+            calls, rest = calls + 40, rest // 8
+        size = state_size(recurrence) * length
+        work = Work(products=2.3 * size * state_width(recurrence), bytes=6 * state_bytes(recurrence) * length)
+        return work + Work(calls=calls + 3 * rest)
 
     def emit(self, recurrence: LinearRecurrence, site: Site) -> list[tuple[fx.Node | None, fx.Node]]:
         """Write the algorithm; return (all states, final state) of the carry."""
@@ -186,68 +203,104 @@ class DenseConvolution(Lowering):
             and factored_drive(recurrence) is not None
         )
 
-    def cost(self, recurrence: LinearRecurrence, site: Site, length: int) -> float:
-        """Operations of the impulse response and the FFTs, or of one product where only the last state is read."""
-        found = factored_drive(recurrence)
-        assert found is not None
-        again, _, _, shared, _ = found
-        inputs = float(again.algebra.space.size(shared))
-        width = shape_of(recurrence.states[0])[recurrence.transition.axis]
-        d = width if isinstance(width, int) else 64
-        response = length * d * d * inputs
+    def cost(self, recurrence: LinearRecurrence, site: Site, length: int) -> Work:
+        """The impulse response and the FFTs, or one product where only the last state is read."""
+        inputs, d = input_count(recurrence), state_width(recurrence)
+        work = response_work(recurrence, length)
         if site.only_last:
-            return response + state_size(recurrence) * inputs * length
-        return response + state_size(recurrence) * inputs * length * 5 * math.log2(2 * length)
+            return work + Work(products=state_size(recurrence) * inputs * length, calls=6)
+        return work + convolution_work(recurrence, length, state_size(recurrence) / d, d, inputs)
 
     def emit(self, recurrence: LinearRecurrence, site: Site) -> list[tuple[fx.Node | None, fx.Node]]:
         """Write the convolution; return (all states, final state), the first None where only the last is read."""
-        found = factored_drive(recurrence)
-        assert found is not None
-        again, matrix, inputs, shared, m = found
-        state, axis = recurrence.states[0], recurrence.transition.axis
-        axes = again.update.axes
-        emitter = site.emitter(again)
-        A = transition_matrix(recurrence, site)
-        B = coefficients(emitter, (Monomial(m.coefficient, matrix),), (axes[axis], shared), state)
-        kept = (*axes[:axis], *axes[axis + 1 :], shared)
-        u = coefficients(emitter, (Monomial(1, inputs),), kept, state)
-        args = (A, B, u, site.initial[0], axis, site.vectorizer.length)
+        args, state = convolution_operands(recurrence, site), recurrence.states[0]
         if site.only_last:
             return [(None, site.last(convolved_last, args, state))]
         states = site.call(convolved_states, args, state)
         return [(states, site.final(states, state))]
 
 
-def _inputs(A: Tensor, B: Tensor, u: Tensor, h0: Tensor, axis: int, length: int) -> tuple[Tensor, Tensor, Tensor]:
+def state_width(recurrence: LinearRecurrence) -> int:
+    """The size of the dimension that the transition contracts."""
+    return int(hint(value(recurrence.states[0]).shape[recurrence.transition.axis]))
+
+
+def input_count(recurrence: LinearRecurrence) -> float:
+    """How many inputs the matrix of a factored drive has."""
+    found = factored_drive(recurrence)
+    assert found is not None
+    return float(found[0].algebra.space.size(found[3]))
+
+
+def response_work(recurrence: LinearRecurrence, length: int) -> Work:
+    """The impulse response by doubling."""
+    d = state_width(recurrence)
+    return Work(products=d * d * (length * input_count(recurrence) + d * math.log2(length)), calls=20)
+
+
+def convolution_work(
+    recurrence: LinearRecurrence, length: int, sequences: float, outputs: float, inputs: float
+) -> Work:
+    """Fourier transforms of twice the length for each output of each sequence."""
+    points = 2 * length * sequences * outputs
+    size = value(recurrence.states[0]).element_size()
+    return Work(
+        elements=points * (math.log2(2 * length) + 2 * inputs), bytes=2 * points * size, calls=12 + 4 * sequences
+    )
+
+
+def convolution_operands(recurrence: LinearRecurrence, site: Site) -> tuple[Any, ...]:
+    """Write A, B and u of a recurrence with a factored drive; with the initial state, the axis, the length, and whether
+    the initial state is anything but zeros: what is left of it costs as much as all the rest."""
+    found = factored_drive(recurrence)
+    assert found is not None
+    again, matrix, inputs, shared, m = found
+    state, axis = recurrence.states[0], recurrence.transition.axis
+    axes = again.update.axes
+    emitter = site.emitter(again)
+    A = transition_matrix(recurrence, site)
+    B = coefficients(emitter, (Monomial(m.coefficient, matrix),), (axes[axis], shared), state)
+    kept = (*axes[:axis], *axes[axis + 1 :], shared)
+    u = coefficients(emitter, (Monomial(1, inputs),), kept, state)
+    return A, B, u, site.initial[0], axis, site.vectorizer.length, not is_zero(site.initial[0])
+
+
+def convolution_inputs(
+    A: Tensor, B: Tensor, u: Tensor, h0: Tensor, axis: int, length: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """B (d, m), u (T, *others, m) and the initial state (*others, d), in full."""
     B = B[0].expand(A.shape[0], B.shape[-1])
     rest = [*h0.shape[:axis], *h0.shape[axis + 1 :]]
     return B, u.expand(length, *rest, u.shape[-1]), h0.movedim(axis, -1)
 
 
-def convolved_states(A: Tensor, B: Tensor, u: Tensor, h0: Tensor, axis: int, length: int) -> Tensor:
+def convolved_states(
+    A: Tensor, B: Tensor, u: Tensor, h0: Tensor, axis: int, length: int, started: bool = True
+) -> Tensor:
     """All states of ``h[t] = A h[t-1] + B u[t]`` by FFT; by chunks where the impulse response grows."""
-    B, u, start = _inputs(A, B, u, h0, axis, length)
-    if _grows(A, length):
+    B, u, start = convolution_inputs(A, B, u, h0, axis, length)
+    kernel = response(A, B, length)
+    if grows(kernel):
         return lti_scan(A, torch.einsum("dm,...m->...d", B, u), start, dim=0).movedim(-1, axis + 1)
-    return lti_fft(A, B, u, start, dim=0).movedim(-1, axis + 1)
+    return lti_fft(A, B, u, start if started else None, dim=0, response=kernel).movedim(-1, axis + 1)
 
 
-def convolved_last(A: Tensor, B: Tensor, u: Tensor, h0: Tensor, axis: int, length: int) -> Tensor:
+def convolved_last(A: Tensor, B: Tensor, u: Tensor, h0: Tensor, axis: int, length: int, started: bool = True) -> Tensor:
     """The last state of ``h[t] = A h[t-1] + B u[t]`` by one product with the reversed impulse response."""
-    B, u, start = _inputs(A, B, u, h0, axis, length)
-    return lti_last(A, B, u, start, dim=0).movedim(-1, axis)
+    B, u, start = convolution_inputs(A, B, u, h0, axis, length)
+    first = start if started else None
+    return lti_last(A, B, u, first, dim=0, response=response(A, B, length)).movedim(-1, axis)
 
 
-def _grows(A: Tensor, length: int) -> bool:
-    """Whether powers of A up to `length` grow so much that an FFT over them would lose the early steps.
+def grows(kernel: Tensor) -> bool:
+    """Whether an impulse response grows so much that an FFT over it would lose the early steps.
 
     The error of an FFT is relative to the largest value it sums over, while the loop's is relative to each step's own.
     """
-    power = A.detach()
-    first = power.abs().amax()
-    for _ in range(max(length - 1, 1).bit_length()):
-        power = power @ power
-    return not bool(power.abs().amax() <= 100 * torch.clamp(first, min=1.0))
+    if not kernel.numel():
+        return False
+    size = kernel.detach().abs()
+    return not bool(size.amax() <= 100 * size[:1].amax())
 
 
 register(DenseScan())

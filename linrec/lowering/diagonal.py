@@ -6,8 +6,10 @@ import torch
 from torch import Tensor, fx
 
 from linrec.analysis.polynomial import Monomial
+from linrec.capture.normalize import value
 from linrec.ir.recurrence import LinearRecurrence
-from linrec.lowering.registry import Lowering, Site, coefficients, is_inexact, register, state_size
+from linrec.lowering.cost import Work
+from linrec.lowering.registry import Lowering, Site, coefficients, is_inexact, register, state_bytes, state_size
 from linrec.ops import linear_scan
 
 aten = torch.ops.aten
@@ -27,9 +29,9 @@ class RunningSum(Lowering):
         """Whether the transition is 1."""
         return recurrence.transition.kind == "identity" and site is not None
 
-    def cost(self, recurrence: LinearRecurrence, site: Site, length: int) -> float:
+    def cost(self, recurrence: LinearRecurrence, site: Site, length: int) -> Work:
         """One addition per element and step."""
-        return state_size(recurrence) * length
+        return Work(elements=state_size(recurrence) * length, bytes=3 * state_bytes(recurrence) * length, calls=3)
 
     def emit(self, recurrence: LinearRecurrence, site: Site) -> list[tuple[fx.Node | None, fx.Node]]:
         """Write the algorithm; return (all states, final state) of the carry."""
@@ -50,9 +52,12 @@ class DiagonalScan(Lowering):
         """Whether the transition is elementwise (1 included) and the state floating-point or complex."""
         return recurrence.transition.kind in ("identity", "diagonal") and is_inexact(recurrence)
 
-    def cost(self, recurrence: LinearRecurrence, site: Site, length: int) -> float:
+    def cost(self, recurrence: LinearRecurrence, site: Site, length: int) -> Work:
         """One multiplication and one addition per element and step."""
-        return 2 * state_size(recurrence) * length
+        size, calls = state_size(recurrence) * length, 4
+        if value(recurrence.states[0]).device.type != "cpu":
+            calls = 12 * max(1, length.bit_length())  # three passes over chunks of chunks
+        return Work(elements=2 * size, bytes=3 * state_bytes(recurrence) * length, calls=calls)
 
     def emit(self, recurrence: LinearRecurrence, site: Site) -> list[tuple[fx.Node | None, fx.Node]]:
         """Write the algorithm; return (all states, final state) of the carry."""

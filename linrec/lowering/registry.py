@@ -3,22 +3,24 @@ cheapest that applies is taken; none of them has a privilege that a registered o
 
 from __future__ import annotations
 
-import math
 import operator
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from linrec.analysis.polynomial import Axes, Monomial
+from linrec.analysis.readout import Readout
 from linrec.analysis.vectorize import Vectorizer
-from linrec.capture.normalize import shape_of, value
+from linrec.capture.normalize import value
 from linrec.ir.extension import enter
 from linrec.ir.recurrence import REFERENCE_LENGTH, LinearRecurrence
 from linrec.ir.scan import fresh_name
+from linrec.ir.sizes import element_count
+from linrec.lowering.cost import Work, machine
 from linrec.lowering.emission import Emitter
 
 aten = torch.ops.aten
@@ -33,12 +35,16 @@ class Site:
         graph_module: the outer graph's module.
         initial: the outer nodes of the initial states.
         only_last: whether nothing but the final state is read.
+        readouts: what is read of the states, where that is all that is read of them besides the final one.
+        read: what a lowering has written for these, by node of the step: their values for all steps.
     """
 
     graph_module: fx.GraphModule
     vectorizer: Vectorizer
     initial: list[fx.Node]
     only_last: bool = False
+    readouts: list[Readout] = field(default_factory=list)
+    read: dict[fx.Node, fx.Node] = field(default_factory=dict)
 
     def emitter(self, recurrence: LinearRecurrence) -> Emitter:
         """An emitter that writes the recurrence's polynomials into the outer graph, for all steps."""
@@ -72,6 +78,22 @@ class Site:
         call.meta["val"] = [value(n) for n in found]
         return found
 
+    def pair(
+        self, target: Any, args: tuple[Any, ...], flags: dict[str, Any], like: fx.Node, shape: Sequence[Any]
+    ) -> tuple[fx.Node, fx.Node]:
+        """Write a call whose results are a value of some shape for all steps, (length, *shape), and the last state."""
+        graph, length = self.vectorizer.graph, value(self.vectorizer.length)
+        state = self.initial[0]
+        with graph.inserting_before(self.vectorizer.before):
+            call = graph.call_function(target, args, flags)
+            found = [graph.call_function(operator.getitem, (call, i)) for i in range(2)]
+        with value(state).fake_mode:
+            values = value(state).new_empty((length, *shape)), value(state).new_empty(tuple(value(state).shape))
+        call.meta["val"] = values
+        for node, val in zip((call, *found), (values, *values), strict=True):
+            node.meta.update(val=val, stack_trace=like.meta.get("stack_trace", ""))
+        return found[0], found[1]
+
     def final(self, states: fx.Node, like: fx.Node) -> fx.Node:
         """The last of all states."""
         return self.vectorizer.emit(last_state, (states,), like)
@@ -88,19 +110,21 @@ class Lowering(ABC):
     """One algorithm for some class of affine recurrences."""
 
     name: str
+    forms_states = True
+    """Whether the states of all steps are formed, and what is read of them is computed from these."""
 
     @abstractmethod
     def applies(self, recurrence: LinearRecurrence, site: Site) -> bool:
         """Whether the algorithm solves this recurrence."""
 
     @abstractmethod
-    def cost(self, recurrence: LinearRecurrence, site: Site, length: int) -> float:
-        """Estimated work of a forward pass at this length, in multiply-adds."""
+    def cost(self, recurrence: LinearRecurrence, site: Site, length: int) -> float | Work:
+        """Estimated work of a forward pass at this length: a `linrec.Work`, or a number of operations on elements."""
 
     @abstractmethod
     def emit(self, recurrence: LinearRecurrence, site: Site) -> list[tuple[fx.Node | None, fx.Node]]:
         """Write the algorithm; return (all states, last state) for each carry. All states may be None where
-        ``site.only_last``."""
+        ``site.only_last``, or where the values of all ``site.readouts`` are put into ``site.read``."""
 
 
 def last_state(states: Tensor) -> Tensor:
@@ -129,20 +153,32 @@ def register(lowering: Lowering, *, replace: bool = False) -> Lowering:
     return lowering
 
 
-def ranking(recurrence: LinearRecurrence, site: Site, length: int = REFERENCE_LENGTH) -> list[tuple[Lowering, float]]:
-    """The lowerings that apply, each with its cost, the cheapest first."""
-    fitting = [(x, x.cost(recurrence, site, length)) for x in LOWERINGS if x.applies(recurrence, site)]
-    return sorted(fitting, key=lambda pair: pair[1])
+def ranking(recurrence: LinearRecurrence, site: Site, length: int = REFERENCE_LENGTH) -> list[tuple[Lowering, Work]]:
+    """The lowerings that apply, each with its work, the one that takes least time first."""
+    speeds = machine(value(recurrence.states[0]).device)
+    fitting = [(x, work_of(x, recurrence, site, length)) for x in LOWERINGS if x.applies(recurrence, site)]
+    return sorted(fitting, key=lambda pair: speeds.seconds(pair[1]))
 
 
-def choose(recurrence: LinearRecurrence, site: Site, length: int = REFERENCE_LENGTH) -> Lowering | None:
-    """The cheapest lowering that applies, or None."""
-    return next((lowering for lowering, _ in ranking(recurrence, site, length)), None)
+def work_of(lowering: Lowering, recurrence: LinearRecurrence, site: Site, length: int) -> Work:
+    """The work of a lowering, that of reading the states included where it forms them."""
+    cost = lowering.cost(recurrence, site, length)
+    work = cost if isinstance(cost, Work) else Work(elements=float(cost))
+    if lowering.forms_states and site.readouts:
+        states = state_size(recurrence) * length * len(site.readouts)
+        size = value(recurrence.states[0]).element_size()
+        work += Work(elements=states, bytes=2 * states * size, calls=2)
+    return work
 
 
 def state_size(recurrence: LinearRecurrence) -> float:
-    """Number of elements of the state, with symbolic sizes (the batch) counted as 8."""
-    return float(math.prod(s if isinstance(s, int) else 8 for s in shape_of(recurrence.states[0])))
+    """Number of elements of all states together, at the sizes of the call that was traced."""
+    return float(sum(element_count(value(s)) for s in recurrence.states))
+
+
+def state_bytes(recurrence: LinearRecurrence) -> float:
+    """Bytes of all states together."""
+    return float(sum(element_count(value(s)) * value(s).element_size() for s in recurrence.states))
 
 
 def coefficients(emitter: Emitter, terms: tuple[Monomial, ...], axes: Axes, like: fx.Node) -> fx.Node:
@@ -154,6 +190,28 @@ def coefficients(emitter: Emitter, terms: tuple[Monomial, ...], axes: Axes, like
     if value(node).dtype != dtype:
         node = emitter._emit(aten._to_copy.default, node, dtype=dtype)
     return node
+
+
+_ZEROS = frozenset((aten.zeros.default, aten.new_zeros.default, aten.zeros_like.default))
+_SAME = frozenset(
+    (
+        aten.expand.default,
+        aten.reshape.default,
+        aten.unsqueeze.default,
+        aten.squeeze.dim,
+        aten.permute.default,
+        aten.transpose.int,
+        aten._to_copy.default,
+        aten.clone.default,
+    )
+)
+
+
+def is_zero(node: fx.Node) -> bool:
+    """Whether a value of the outer graph is zeros, for all that its operators say."""
+    while node.target in _SAME:
+        node = node.args[0]
+    return node.target in _ZEROS or (node.target is aten.full.default and node.args[1] == 0)
 
 
 def is_inexact(recurrence: LinearRecurrence) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import reference
+from . import blocked, reference
 from ._dtypes import chunk_views, compute_dtype, in_old_vmap, own_precision, result_dtype, split_time, time_axis
 from .convolution import causal_convolution, from_spectrum, good_fft_size, spectrum
 from .powers import impulse_response, impulse_response_diagonal, matrix_power_apply, matrix_powers
@@ -66,7 +66,9 @@ def lti_scan(A: Tensor, b: Tensor, h0: Tensor | None = None, *, dim: int = 1, re
 
 
 @own_precision
-def lti_fft(A: Tensor, B: Tensor, u: Tensor, h0: Tensor | None = None, *, dim: int = 1) -> Tensor:
+def lti_fft(
+    A: Tensor, B: Tensor, u: Tensor, h0: Tensor | None = None, *, dim: int = 1, response: Tensor | None = None
+) -> Tensor:
     """All states of m[t] = A m[t-1] + B u[t], m[-1] = h0, as the convolution of `u` with the impulse response A^t B.
 
     Args:
@@ -74,6 +76,7 @@ def lti_fft(A: Tensor, B: Tensor, u: Tensor, h0: Tensor | None = None, *, dim: i
         B: (d, m).
         u: input, (B, T, ..., m), time at `dim`.
         h0: state before the first step, broadcastable to (B, ..., d); zeros if None.
+        response: `impulse_response(A, B, T)`, where it is known already.
 
     Returns:
         (B, T, ..., d). Half precision is computed in float32. See `causal_convolution` on errors and NaN.
@@ -83,15 +86,17 @@ def lti_fft(A: Tensor, B: Tensor, u: Tensor, h0: Tensor | None = None, *, dim: i
     _check(A, B.transpose(-1, -2))
     A, B, u, h0, dtype, axis = _prepare(A, B, u, h0, dim)
     length = u.shape[axis]
-    states = _convolve(impulse_response(A, B, length), u, axis)
+    states = _convolve(_known(response, A, B, length), u, axis)
     if h0 is not None:
         states = states + _free_response(A, h0 @ A.mT, length, axis, states.ndim)
     return states.to(dtype)
 
 
 @own_precision
-def lti_last(A: Tensor, B: Tensor, u: Tensor, h0: Tensor | None = None, *, dim: int = 1) -> Tensor:
-    """The last state of m[t] = A m[t-1] + B u[t], as one product of `u` with the reversed impulse response.
+def lti_last(
+    A: Tensor, B: Tensor, u: Tensor, h0: Tensor | None = None, *, dim: int = 1, response: Tensor | None = None
+) -> Tensor:
+    """The last state of m[t] = A m[t-1] + B u[t], as one product of `u`, reversed, with the impulse response.
 
     Args: as for `lti_fft`. Returns: (B, ..., d); h0, or zeros, where T is 0.
 
@@ -100,15 +105,24 @@ def lti_last(A: Tensor, B: Tensor, u: Tensor, h0: Tensor | None = None, *, dim: 
     _check(A, B.transpose(-1, -2))
     A, B, u, h0, dtype, axis = _prepare(A, B, u, h0, dim)
     length = u.shape[axis]
-    response = impulse_response(A, B, length).flip(0).transpose(-1, -2)
-    last = u.movedim(axis, -2).flatten(-2) @ response.reshape(-1, A.shape[0])
+    kernel = _known(response, A, B, length).transpose(-1, -2)
+    last = u.movedim(axis, -2).flip(-2).flatten(-2) @ kernel.reshape(-1, A.shape[0])
     if h0 is not None:
         last = last + matrix_power_apply(A, length, h0)
     return last.to(dtype)
 
 
 @own_precision
-def lti_readout(A: Tensor, B: Tensor, C: Tensor, u: Tensor, h0: Tensor | None = None, *, dim: int = 1) -> Tensor:
+def lti_readout(
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    u: Tensor,
+    h0: Tensor | None = None,
+    *,
+    dim: int = 1,
+    response: Tensor | None = None,
+) -> Tensor:
     """y[t] = C m[t], where m[t] = A m[t-1] + B u[t], with C folded into the impulse response: no state is formed.
 
     Args: as for `lti_fft`, and C: (p, d). Returns: (B, T, ..., p).
@@ -121,10 +135,10 @@ def lti_readout(A: Tensor, B: Tensor, C: Tensor, u: Tensor, h0: Tensor | None = 
     A, B, u, h0, _, axis = _prepare(A, B, u, h0, dim, dtype)
     C = C.to(A.dtype)
     length = u.shape[axis]
-    if C.shape[0] <= B.shape[1]:
+    if response is None and C.shape[0] <= B.shape[1]:
         kernel = impulse_response(A.mT, C.mT, length).mT @ B
     else:
-        kernel = C @ impulse_response(A, B, length)
+        kernel = C @ _known(response, A, B, length)
     y = _convolve(kernel, u, axis)
     if h0 is not None:
         y = y + _free_response(A, h0 @ A.mT, length, axis, y.ndim) @ C.mT
@@ -153,11 +167,19 @@ def _prepare(
     return A.to(compute), B.to(compute), u.to(compute), h0, dtype, axis
 
 
+def _known(response: Tensor | None, A: Tensor, B: Tensor, length: int) -> Tensor:
+    return impulse_response(A, B, length) if response is None else response.to(A.dtype)
+
+
 def _convolve(kernel: Tensor, u: Tensor, axis: int) -> Tensor:
     """sum over j of kernel[j] u[t-j]: matrices kernel[j] (p, m), vectors on the last axis of `u`, time at `axis`."""
     length = u.shape[axis]
     if length == 0:
         return u.new_zeros(*u.shape[:-1], kernel.shape[1])
+    if kernel.shape[2] == 1 and kernel.dtype == u.dtype and blocked.applies(kernel, u):
+        rows = u.squeeze(-1).movedim(axis, -1)
+        y = blocked.convolve_column(kernel.squeeze(2), rows.reshape(-1, length))
+        return y.reshape(*rows.shape, kernel.shape[1]).movedim(-2, axis)
     size = good_fft_size(2 * length - 1)
     inputs = spectrum(u, size, axis).movedim(axis, 0)
     kernels = spectrum(kernel, size, 0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from linrec.passes.base import Observer, Pass, PassResult, Pipeline
 from linrec.passes.hoist import Hoist
 from linrec.passes.lower import Lower
-from linrec.passes.outline import Outline
+from linrec.passes.outline import COMPILED, Outline
 from linrec.passes.place import add_pass, involved, placed
 from linrec.passes.simplify import Simplify
 from linrec.passes.sink import Sink
@@ -13,14 +13,16 @@ from linrec.passes.split import Split
 from linrec.passes.stages import Stage, differences, trace
 
 
-def standard(module: str = "", observe: Observer | None = None) -> Pipeline:
+def standard(module: str = "", observe: Observer | None = None, pin: str = "") -> Pipeline:
     """The passes that turn a graph with scan nodes into its parallel form, those of extensions included.
 
     Args:
         module: qualified name of the module that owns the loops, for the report.
         observe: called with the name of each pass and the graph after it.
+        pin: the lowering to use wherever it applies; "loop" for none, "compiled loop" for generated kernels.
     """
-    return Pipeline(placed((Simplify(), Sink(), Outline(module), Split(module), Hoist(module), Lower(module))), observe)
+    outline = (Outline(module, pin),) if pin in ("", COMPILED) else ()
+    return Pipeline(placed((Simplify(), Sink(), *outline, Split(module), Hoist(module), Lower(module, pin))), observe)
 
 
 __all__ = [

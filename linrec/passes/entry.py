@@ -14,17 +14,16 @@ from linrec.analysis.equation import equation, joined, unproved
 from linrec.analysis.rules import RULES
 from linrec.analysis.semiring import SemiringRecurrence
 from linrec.analysis.stategraph import Component, components, dependencies
-from linrec.capture.normalize import shape_of, value
+from linrec.capture.normalize import value
 from linrec.ir.formula import Equation
 from linrec.ir.location import location, places
 from linrec.ir.names import operator_name, state_names, value_name
 from linrec.ir.readable import readable
 from linrec.ir.recurrence import REFERENCE_LENGTH, Estimate, LinearRecurrence, LoopView, Recurrence
 from linrec.ir.scan import Scan, scan_nodes, scan_of
+from linrec.ir.sizes import element_count, hint
 from linrec.ir.source import expression, plain_text
-
-SYMBOLIC = 8
-"""What a symbolic size, the batch, counts as in estimates."""
+from linrec.lowering.cost import Work, machine
 
 
 def describe(module: str, scan: Scan) -> Recurrence:
@@ -101,26 +100,26 @@ def _loop(step: fx.GraphModule) -> Estimate:
     """The loop itself: every operator of the step, once for each step."""
     operators = [n for n in step.graph.nodes if n.op == "call_function" and isinstance(value(n), torch.Tensor)]
     work = sum(_multiply_adds(n) for n in operators)
-    return Estimate("loop", float(work * REFERENCE_LENGTH), len(operators) * REFERENCE_LENGTH)
+    calls = len(operators) * REFERENCE_LENGTH
+    moved = sum(element_count(value(n)) * value(n).element_size() for n in operators) * 2.0 * REFERENCE_LENGTH
+    total = Work(elements=float(work * REFERENCE_LENGTH), bytes=moved, calls=calls)
+    device = next((value(n).device for n in operators), torch.device("cpu"))
+    return Estimate("loop", total.operations, calls, moved, machine(device).seconds(total))
 
 
 def _multiply_adds(node: fx.Node) -> float:
     """Multiply-adds of one operator: elements of the result, times the summed dimension of a product."""
-    size = _count(shape_of(node))
+    size = float(element_count(value(node)))
     tensors = [n for n in node.all_input_nodes if isinstance(value(n), torch.Tensor)]
     if operator_name(node) in ("linear", "matmul", "mm", "bmm", "mv", "addmm", "baddbmm") and tensors:
-        return size * _count(shape_of(tensors[0])[-1:])
+        return size * float(hint(value(tensors[0]).shape[-1])) if value(tensors[0]).dim() else size
     if operator_name(node) == "einsum":
         left, _, right = str(node.args[0]).replace(" ", "").partition("->")
-        sizes: dict[str, object] = {}
+        sizes: dict[str, int] = {}
         for labels, operand in zip(left.split(","), node.args[1], strict=False):
-            sizes.update(zip(labels, shape_of(operand), strict=False))
-        return size * _count(tuple(s for label, s in sizes.items() if label not in right))
+            sizes.update(zip(labels, map(hint, value(operand).shape), strict=False))
+        return size * math.prod(s for label, s in sizes.items() if label not in right)
     return size
-
-
-def _count(shape: Iterable[object]) -> float:
-    return float(math.prod(s if isinstance(s, int) else SYMBOLIC for s in shape))
 
 
 def loop_view(graph_module: fx.GraphModule) -> LoopView:

@@ -10,14 +10,17 @@ import torch
 from torch import fx
 
 from linrec.analysis.polynomial import NoRule
+from linrec.analysis.readout import Readout, readout_of, sums_over_state
 from linrec.analysis.semiring import SemiringRecurrence, semiring_of
 from linrec.analysis.stategraph import components
 from linrec.analysis.structure import recurrence_of
 from linrec.analysis.vectorize import NotVectorisable, Vectorizer
+from linrec.capture.normalize import value
 from linrec.ir.obstruction import Obstruction
 from linrec.ir.recurrence import Estimate, LinearRecurrence, Recurrence
 from linrec.ir.scan import scan_nodes, scan_of
 from linrec.lowering import semiring
+from linrec.lowering.cost import machine
 from linrec.lowering.registry import Lowering, Site, ranking
 from linrec.passes.base import Pass, PassResult
 from linrec.passes.entry import describe, prove
@@ -41,6 +44,7 @@ class Lower(Pass):
     """
 
     module: str = ""
+    pin: str = ""
     name: str = "lower"
 
     def run(self, graph_module: fx.GraphModule) -> PassResult:
@@ -83,15 +87,23 @@ class Lower(Pass):
             vectorizer.bind(placeholder, outer, False)
         taken = view.taken()
         site = Site(graph_module, vectorizer, view.initial, only_last=all(i < view.scan.carries for i in taken))
+        if isinstance(recurrence, LinearRecurrence):
+            site.readouts = _readouts(view, [view.results[i] for i in taken if i >= view.scan.carries])
         ranked = ranking(recurrence, site) if isinstance(recurrence, LinearRecurrence) else []
-        entry.estimates = (*(Estimate(x.name, cost) for x, cost in ranked), *entry.estimates)
-        lowering = ranked[0][0] if ranked else None
+        speeds = machine(value(view.carries[0]).device)
+        found = [Estimate(x.name, w.operations, round(w.calls), w.bytes, speeds.seconds(w)) for x, w in ranked]
+        entry.estimates = (*found, *entry.estimates)
+        pinned = [x for x, _ in ranked if x.name == self.pin]
+        lowering = pinned[0] if pinned else ranked[0][0] if ranked else None
+        if self.pin == "loop":
+            return Obstruction("LR016", entry.location, "the option lowering='loop' keeps it.")
         if lowering is None and isinstance(recurrence, LinearRecurrence):
             text = f"the recurrence {entry.equation} is affine ({entry.transition}), but has no lowering yet."
             return Obstruction("LR006", entry.location, text)
         try:
             solved = _solve(recurrence, lowering, site)
-            read_inside = any(view.results[i] not in view.updates for i in taken if i >= view.scan.carries)
+            formed = [i for i in taken if i >= view.scan.carries and view.results[i] not in site.read]
+            read_inside = any(view.results[i] not in view.updates for i in formed)
             parts = zip(view.carries, view.updates, view.initial, solved, strict=True)
             for carry, update, initial, (states, _) in parts:
                 if states is not None and update.op != "placeholder":
@@ -99,7 +111,13 @@ class Lower(Pass):
                 if states is not None and read_inside:
                     vectorizer.bind(carry, vectorizer.emit(delayed, (states, initial), carry), True)
             for i, users in taken.items():
-                new = solved[i][1] if i < view.scan.carries else vectorizer.expand(vectorizer.run(view.results[i]))
+                result = view.results[i]
+                if i < view.scan.carries:
+                    new = solved[i][1]
+                elif result in site.read:
+                    new = site.read[result]
+                else:
+                    new = vectorizer.expand(vectorizer.run(result))
                 for user in users:
                     user.replace_all_uses_with(new)
         except (NoRule, NotVectorisable) as error:
@@ -107,6 +125,15 @@ class Lower(Pass):
         erase_scan(graph_module, view.node)
         entry.lowering, entry.parallel = lowering.name if lowering else f"{entry.transition.split(',')[0]} scan", True
         return None
+
+
+def _readouts(view: ScanView, results: list[fx.Node]) -> list[Readout]:
+    """All that is read of the states of a scan with one carry; nothing where some of it is no readout."""
+    if view.scan.carries != 1 or not results:
+        return []
+    found = [readout_of(y, view.carries[0], view.updates[0], opened=True) for y in dict.fromkeys(results)]
+    whole = [r for r in found if r is not None and sums_over_state(r)]
+    return whole if len(whole) == len(found) else []
 
 
 def _solve(

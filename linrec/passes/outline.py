@@ -15,9 +15,11 @@ from torch import fx, nn
 from linrec.analysis.stategraph import components
 from linrec.capture.normalize import emit, shape_of, value
 from linrec.codegen import CompiledScan, supported
+from linrec.ir.extension import REGISTERED
 from linrec.ir.names import operator_name
 from linrec.ir.recurrence import Recurrence
 from linrec.ir.scan import is_random, scan_nodes, scan_of
+from linrec.ir.sizes import element_count
 from linrec.ir.timeaxis import unsteps
 from linrec.passes.base import Pass, PassResult, Pipeline
 from linrec.passes.hoist import Hoist
@@ -70,10 +72,9 @@ loop it would be computed once for each element of the state that shares it."""
 WIDE = 32
 """Up to this width a dense transition that never changes is run step by step; beyond it the torch forms win."""
 
-_OWN = frozenset(
-    ("loop", "shift", "hoisted", "cumulative sum", "diagonal scan", "chunked affine scan", "chunked powers")
-) | {"FFT with the impulse response"}
-_OWN_SCANS = ("max-plus", "max-times", "min-plus", "min-times", "log-sum-exp")
+COMPILED = "compiled loop"
+"""The name by which a compiled loop is asked for."""
+
 _BY_TORCH = ("FFT", "convolution", "powers", "last state")
 
 
@@ -93,6 +94,7 @@ class Outline(Pass):
     """
 
     module: str = ""
+    pin: str = ""
     name: str = "outline"
 
     def run(self, graph_module: fx.GraphModule) -> PassResult:
@@ -100,7 +102,7 @@ class Outline(Pass):
         found: list[Recurrence] = []
         for node in scan_nodes(graph_module):
             if scan_of(graph_module, node).carries:
-                found += _Outliner(graph_module, node, self.module).run()
+                found += _Outliner(graph_module, node, self.module, self.pin == COMPILED).run()
         graph_module.graph.eliminate_dead_code()
         for node in graph_module.graph.nodes:
             if node.target is unsteps and _is_result(graph_module, node.args[0]) and len(node.args[0].users) == 1:
@@ -123,8 +125,8 @@ class TorchForm(nn.Module):
 class _Outliner:
     """Takes one scan apart into what goes before, the loop itself, and what goes after."""
 
-    def __init__(self, graph_module: fx.GraphModule, node: fx.Node, module: str) -> None:
-        self.graph_module, self.module = graph_module, module
+    def __init__(self, graph_module: fx.GraphModule, node: fx.Node, module: str, pinned: bool) -> None:
+        self.graph_module, self.module, self.pinned = graph_module, module, pinned
         self.view = ScanView.of(graph_module, node)
         self.nodes = [n for n in self.view.step.nodes if n.op == "call_function"]
         self.order = {n: i for i, n in enumerate(self.view.step.nodes)}
@@ -159,7 +161,7 @@ class _Outliner:
         if supported(step, len(view.carries), len(xs)) is not None:
             return []
         torch_form, entries = self._torch_form(step, xs)
-        if _better_by_torch(entries, step, view):
+        if not self.pinned and _better_by_torch(entries, step, view):
             return []
         self._outside([n for n in before if n in self._ancestors(early)], sorted(early, key=self.order.__getitem__))
         finals = self._insert(step, torch_form, xs, consts, seen)
@@ -333,15 +335,13 @@ def _is_result(graph_module: fx.GraphModule, node: Any) -> bool:
 
 
 def _numel(node: fx.Node) -> int:
-    total = 1
-    for size in shape_of(node) if isinstance(value(node), torch.Tensor) else ():
-        total *= size if isinstance(size, int) else 1
-    return total
+    return element_count(value(node))
 
 
 def _better_by_torch(entries: list[Recurrence], step: fx.GraphModule, view: ScanView) -> bool:
     """Whether the torch forms beat any loop: wide transitions that never change, sums, and only the last state read."""
-    if any(e.lowering not in _OWN and not e.lowering.startswith(_OWN_SCANS) for e in entries if e.states):
+    others = tuple(x.name for x in REGISTERED if x.kind in ("lowering", "semiring"))
+    if any(e.lowering.startswith(others) for e in entries if e.states):
         return True  # somebody's extension: it was registered to be used
     affine = [e for e in entries if e.states and e.parallel]
     if not affine or len(affine) < len([e for e in entries if e.states]):

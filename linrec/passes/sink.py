@@ -14,6 +14,7 @@ from torch import fx
 from linrec.analysis.vectorize import is_pointwise
 from linrec.capture.normalize import emit, shape_of, value
 from linrec.ir.scan import scan_nodes, scan_of
+from linrec.ir.sizes import element_count
 from linrec.ir.timeaxis import steps
 from linrec.passes.base import Pass, PassResult
 from linrec.passes.rewrite import ScanView, erase_scan, insert_scan, step_graph
@@ -88,8 +89,8 @@ class _Sinker:
             return False
         if all(u in reads or u in self.absorbed for u in node.users):
             return True
-        sizes = [_numel(n) for n in node.all_input_nodes if isinstance(value(n), torch.Tensor)]
-        return _numel(node) > max(sizes, default=0)
+        sizes = [element_count(value(n)) for n in node.all_input_nodes if isinstance(value(n), torch.Tensor)]
+        return element_count(value(node)) > max(sizes, default=0)
 
     def _rewrite(self) -> None:
         view, outer = self.view, self.graph_module.graph
@@ -172,14 +173,6 @@ class _Sinker:
             for user in users:
                 user.replace_all_uses_with(found[i])
         erase_scan(self.graph_module, view.node)
-
-
-def _numel(node: fx.Node) -> int:
-    """Number of elements, a symbolic size counted as 8."""
-    total = 1
-    for size in shape_of(node):
-        total *= size if isinstance(size, int) else 8
-    return total
 
 
 def _own_axis(node: fx.Node, operand: fx.Node, dim: int) -> int | None:

@@ -9,12 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from linrec.analysis.stategraph import Component, components
+from linrec.analysis.readout import Readout, readout_of, sums_over_state
+from linrec.analysis.stategraph import Component, components, dependencies
+from linrec.analysis.structure import recurrence_of
 from linrec.capture.normalize import emit, value
 from linrec.ir.location import location
 from linrec.ir.names import operator_name, state_names, user_name
-from linrec.ir.recurrence import Recurrence
+from linrec.ir.recurrence import LinearRecurrence, Recurrence
 from linrec.ir.scan import scan_nodes
+from linrec.ir.sizes import element_count
 from linrec.passes.base import Pass, PassResult
 from linrec.passes.entry import delayed_text
 from linrec.passes.rewrite import ScanView, erase_scan, insert_scan, repeat_steps, step_graph
@@ -39,6 +42,22 @@ PRODUCTS = frozenset(
 _VIEWS = frozenset(
     (aten.unsqueeze.default, aten.squeeze.dim, aten.reshape.default, aten.transpose.int, aten.permute.default)
 )
+_SPREADING = (
+    PRODUCTS
+    | _VIEWS
+    | {
+        aten.expand.default,
+        aten.add.Tensor,
+        aten.sub.Tensor,
+        aten.mul.Scalar,
+        aten.div.Tensor,
+        aten.neg.default,
+    }
+)
+
+
+def _count(node: fx.Node) -> int:
+    return element_count(value(node))
 
 
 def _wider(node: fx.Node, operand: fx.Node) -> bool:
@@ -177,7 +196,8 @@ class _Splitter:
         # An operator with several results is taken apart inside: only tensors can leave a loop.
         several = [n for n in part.core if not isinstance(value(n), Tensor)]
         body = sorted({*part.core, *(user for n in several for user in n.users)}, key=self.order.__getitem__)
-        body = sorted({*body, *self._drives(set(body))}, key=self.order.__getitem__)
+        body = sorted({*body, *self._readouts(part)}, key=self.order.__getitem__)
+        body = sorted({*body, *self._drives(set(body)), *self._wide(part, set(body))}, key=self.order.__getitem__)
         inside = set(body)
         own = [self.carries[i] for i in part.carries]
         inputs = [n for n in self._inputs(body) if n not in own]
@@ -225,6 +245,67 @@ class _Splitter:
             if grows or (node.target in _VIEWS and self._leads_to_product(node)):
                 found.add(node)
         return {n for n in found if n.target not in _VIEWS or any(m in found for m in n.all_input_nodes)}
+
+    def _readouts(self, part: Component) -> set[fx.Node]:
+        """What is all that the step reads of an affine state, where that sums over the state's dimensions: an algorithm
+        may then do without the states of all steps. With the nodes between."""
+        if len(part.carries) != 1:
+            return set()
+        carry, update = self.carries[part.carries[0]], self.updates[part.carries[0]]
+        reads, known = self._reads(), {*part.core, carry, update}
+        if any(update is u for i, u in enumerate(self.updates) if i not in part.carries):
+            return set()
+        between: list[fx.Node] = []
+        found: list[Readout] = []
+        for node in self.view.step.nodes:
+            inputs = [n for n in node.all_input_nodes if n is carry or n is update or n in between]
+            if node in known or not inputs or node.op == "output":
+                if node.op == "output" and any(n in between or n is carry or n is update for n in self.view.ys):
+                    return set()
+                continue
+            # What else it reads must be there before this state is.
+            if any(i not in part.carries and self.carries[i] not in self.series for i in reads[node]):
+                return set()
+            readout = readout_of(node, carry, update)
+            if readout is None:
+                return set()
+            if sums_over_state(readout):
+                found.append(readout)
+            else:
+                between.append(node)
+        inside = {*part.core, *between, *(r.node for r in found)}
+        if not found or any(u not in inside for n in (carry, *between) for u in n.users):
+            return set()
+        if any(u not in inside and u.op != "output" for u in update.users):
+            return set()
+        if not isinstance(recurrence_of(self.view.scan.step, part, self.view.xs), LinearRecurrence):
+            return set()
+        return inside - part.core
+
+    def _wide(self, part: Component, body: set[fx.Node]) -> set[fx.Node]:
+        """What spreads narrower inputs over the state's size stays with it too: a drive that is an outer product, of
+        which the algorithms for matrix states want to see the factors."""
+        least = min(element_count(value(self.carries[i])) for i in part.carries)
+        found: set[fx.Node] = set()
+        for node in reversed(list(self.view.step.nodes)):
+            inner = body | found
+            if node in inner or node in self.series or node.op != "call_function" or not node.users:
+                continue
+            if node.target not in _SPREADING or not isinstance(value(node), Tensor):
+                continue
+            if element_count(value(node)) >= least and all(u in inner for u in node.users):
+                found.add(node)
+        while True:
+            wide = {n for n in found for m in n.all_input_nodes if m not in found and _count(m) >= _count(n)}
+            if not wide:
+                return found
+            found -= wide | {n for n in found if any(u in wide for u in n.users)}
+            # What is left must still be read from inside only.
+            found = {n for n in found if all(u in body or u in found for u in n.users)}
+
+    def _reads(self) -> dict[fx.Node, frozenset[int]]:
+        """For each node of the step, the carries that it reads."""
+        return dependencies(self.view.scan.step, self.view.scan.carries)
 
     def _leads_to_product(self, node: fx.Node) -> bool:
         while node.target in _VIEWS:

@@ -49,11 +49,13 @@ class Options:
     Attributes:
         validate: compare every plan with the original, and check it at every new greatest length.
         observe: called with the name of each pass and the graph after it.
+        lowering: the algorithm to use wherever it applies, "loop" for none; "" for the cheapest.
         shared: plans of this model by fingerprint, so that identical layers share one.
     """
 
     validate: bool = True
     observe: Observer | None = None
+    lowering: str = ""
     shared: dict[Hashable, tuple[Plan, Hashable]] = field(default_factory=dict)
 
 
@@ -216,7 +218,7 @@ def _at_lengths(
             raise refuse("LR009", "Random numbers are drawn inside the loop.", location(drawn))
     shapes = _shapes(longer, axis)
     guards = _guards(longer)
-    result = standard(name, options.observe).run(graph_module)
+    result = standard(name, options.observe, options.lowering).run(graph_module)
     restore_autograd_functions(graph_module)
     for node in scan_nodes(graph_module):
         restore_autograd_functions(scan_of(graph_module, node).step)

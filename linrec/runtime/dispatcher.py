@@ -154,7 +154,9 @@ class Dispatcher:
     def __getstate__(self) -> dict[str, Any]:
         state = dict(self.__dict__)
         state.update(compiled={}, looked=set(), last_plan=None)
-        state["settings"] = Settings(self.settings.when, self.settings.strict, Options(self.settings.options.validate))
+        options = self.settings.options
+        own = Options(options.validate, lowering=options.lowering)
+        state["settings"] = Settings(self.settings.when, self.settings.strict, own)
         return state
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

@@ -103,7 +103,10 @@ def _recurrence(r: Recurrence) -> dict[str, Any]:
         "proof": list(r.proof),
         "lowering": r.lowering,
         "parallel": r.parallel,
-        "estimates": [{"name": e.name, "work": e.work, "calls": e.calls} for e in r.estimates],
+        "estimates": [
+            {"name": e.name, "work": e.work, "calls": e.calls, "bytes": e.bytes, "seconds": e.seconds}
+            for e in r.estimates
+        ],
         "obstructions": [_obstruction(o) for o in r.obstructions],
     }
 
@@ -127,14 +130,21 @@ def comparison(r: Recurrence) -> str:
     chosen = next((e for e in r.estimates if e.name == r.lowering and e is not loop), None)
     parts = []
     if chosen:
-        parts.append(f"{_count(chosen.work)} multiply-adds over 1024 steps")
+        parts.append(f"{_count(chosen.work)} multiply-adds over 1024 steps, {_time(chosen.seconds)}")
     if loop and r.parallel:
-        parts.append(f"the loop: {_count(loop.work)}, in {loop.calls:,} calls one after another")
+        parts.append(f"the loop: {_count(loop.work)} in {loop.calls:,} calls one after another, {_time(loop.seconds)}")
     second = next((e for e in r.estimates if e is not loop and e is not chosen), None)
     if chosen and second:
-        times = second.work / chosen.work if chosen.work else float("inf")
-        parts.append(f"next best: {second.name} ({times:.2g} times the work)")
+        times = second.seconds / chosen.seconds if chosen.seconds else float("inf")
+        parts.append(f"next best: {second.name} ({times:.2g} times as long)")
     return "; ".join(parts)
+
+
+def _time(seconds: float) -> str:
+    for size, unit in ((1.0, "s"), (1e-3, "ms")):
+        if seconds >= size:
+            return f"{seconds / size:.2g} {unit}"
+    return f"{seconds / 1e-6:.2g} µs"
 
 
 def _count(number: float) -> str:

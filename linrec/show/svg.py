@@ -100,10 +100,10 @@ def _edge(a: tuple[float, float], b: tuple[float, float], both: bool) -> str:
 
 
 def bars(estimates: Sequence[Estimate], chosen: str) -> str:
-    """Work of each way of solving a recurrence, on a logarithmic axis."""
+    """The expected seconds of each way of solving a recurrence, on a logarithmic axis."""
     if len(estimates) < 2:
         return ""
-    values = [max(e.work, 1.0) for e in estimates]
+    values = [max(e.seconds, 1e-7) for e in estimates]
     low = math.floor(math.log10(min(values))) - 1
     high = max(math.ceil(math.log10(max(values)) + 0.05), low + 2)
     left, width, row = 210, 330, 24

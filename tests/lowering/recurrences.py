@@ -343,7 +343,7 @@ def rank_one_from_the_right(s: Tensor, a: Tensor, b: Tensor, w: Tensor, k: Tenso
 
 
 S = [real(B, 3, 4)]
-case("delta rule", delta, S, [unit(B, 3), real(B, 4), gate(B, 1)], by=(AFFINE,))
+case("delta rule", delta, S, [unit(B, 3), real(B, 4), gate(B, 1)], by=(AFFINE, "chunked attention"))
 case("gated delta rule", gated_delta, S, [unit(B, 3), real(B, 4), gate(B, 3)], by=(AFFINE,))
 case(
     "diagonal plus rank one, from the right",
