@@ -26,7 +26,7 @@ from linrec.lowering.registry import (
     state_size,
 )
 from linrec.ops import lti_fft, lti_last, lti_scan
-from linrec.ops.response import response
+from linrec.ops.response import backwards, response
 
 aten = torch.ops.aten
 
@@ -289,7 +289,7 @@ def convolved_last(A: Tensor, B: Tensor, u: Tensor, h0: Tensor, axis: int, lengt
     """The last state of ``h[t] = A h[t-1] + B u[t]`` by one product with the reversed impulse response."""
     B, u, start = convolution_inputs(A, B, u, h0, axis, length)
     first = start if started else None
-    return lti_last(A, B, u, first, dim=0, response=response(A, B, length)).movedim(-1, axis)
+    return lti_last(A, B, u, first, dim=0, backwards=backwards(A, B, length)).movedim(-1, axis)
 
 
 def grows(kernel: Tensor) -> bool:

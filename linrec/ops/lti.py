@@ -94,19 +94,21 @@ def lti_fft(
 
 @own_precision
 def lti_last(
-    A: Tensor, B: Tensor, u: Tensor, h0: Tensor | None = None, *, dim: int = 1, response: Tensor | None = None
+    A: Tensor, B: Tensor, u: Tensor, h0: Tensor | None = None, *, dim: int = 1, backwards: Tensor | None = None
 ) -> Tensor:
-    """The last state of m[t] = A m[t-1] + B u[t], as one product of `u`, reversed, with the impulse response.
+    """The last state of m[t] = A m[t-1] + B u[t], as one product of `u` with the reversed impulse response.
 
-    Args: as for `lti_fft`. Returns: (B, ..., d); h0, or zeros, where T is 0.
+    Args: as for `lti_fft`, but `backwards`: the response from the last step to the first, (T, m, d), where it is known.
+    Returns: (B, ..., d); h0, or zeros, where T is 0.
 
     Source: Chilkuri and Eliasmith, "Parallelizing Legendre Memory Unit Training" (2021), eq. 25.
     """
     _check(A, B.transpose(-1, -2))
     A, B, u, h0, dtype, axis = _prepare(A, B, u, h0, dim)
     length = u.shape[axis]
-    kernel = _known(response, A, B, length).transpose(-1, -2)
-    last = u.movedim(axis, -2).flip(-2).flatten(-2) @ kernel.reshape(-1, A.shape[0])
+    if backwards is None:
+        backwards = impulse_response(A, B, length).flip(0).transpose(-1, -2)
+    last = u.movedim(axis, -2).flatten(-2) @ backwards.to(A.dtype).reshape(-1, A.shape[0])
     if h0 is not None:
         last = last + matrix_power_apply(A, length, h0)
     return last.to(dtype)

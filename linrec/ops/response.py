@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ class _Entry:
     A: Tensor
     B: Tensor
     response: Tensor
+    backwards: list[Tensor] = field(default_factory=list)
 
 
 _kept: list[_Entry] = []
@@ -32,8 +33,26 @@ def response(A: Tensor, B: Tensor, length: int) -> Tensor:
     What is returned may be shared: it is not to be written into. Equal matrices share one response, whatever tensors
     they are; it is kept for the greatest length asked for.
     """
+    entry = _entry(A, B, length)
+    return impulse_response(A, B, length) if entry is None else entry.response[:length]
+
+
+def backwards(A: Tensor, B: Tensor, length: int) -> Tensor:
+    """The same from the last step to the first, (length, m, d): it takes the inputs to the last state."""
+    entry = _entry(A, B, length)
+    if entry is None:
+        return impulse_response(A, B, length).flip(0).transpose(-1, -2)
+    if not entry.backwards:
+        with torch.no_grad(), torch.inference_mode(False):
+            entry.backwards.append(entry.response.flip(0).transpose(-1, -2).contiguous())
+    found = entry.backwards[0]
+    return found[found.shape[0] - length :]
+
+
+def _entry(A: Tensor, B: Tensor, length: int) -> _Entry | None:
+    """What is kept for two matrices, computed where it is not; None where they are no constants."""
     if not _constant(A, B):
-        return impulse_response(A, B, length)
+        return None
     with _lock:
         entries = list(_kept)
     for entry in entries:
@@ -41,7 +60,7 @@ def response(A: Tensor, B: Tensor, length: int) -> Tensor:
         if same and torch.equal(entry.B, B) and torch.equal(entry.A, A):
             if entry.response.shape[0] >= length:
                 _touch(entry)
-                return entry.response[:length]
+                return entry
             _forget(entry)
             break
     with torch.no_grad(), torch.inference_mode(False):
@@ -51,7 +70,7 @@ def response(A: Tensor, B: Tensor, length: int) -> Tensor:
         entry = _Entry(A.detach().clone(), B.detach().clone(), found)
     if entry.response.numel() * entry.response.element_size() <= _BYTES:
         _touch(entry)
-    return entry.response
+    return entry
 
 
 def _constant(A: Tensor, B: Tensor) -> bool:
