@@ -1,6 +1,7 @@
 """From the structure of a recurrence to an algorithm, with costs; the place where other kernels can be registered."""
 
-from linrec.lowering import affine, dense, diagonal, semirings
+from linrec.lowering import affine, dense, devices, diagonal, semirings
+from linrec.lowering.implementation import implementation
 from linrec.lowering.kernel import lowering
 from linrec.lowering.registry import LOWERINGS, Lowering, Site, choose, register
 
@@ -11,7 +12,9 @@ __all__ = [
     "affine",
     "choose",
     "dense",
+    "devices",
     "diagonal",
+    "implementation",
     "lowering",
     "register",
     "semirings",

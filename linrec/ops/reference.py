@@ -136,6 +136,28 @@ def dplr_attention(
     return _attend(step, at, q, h0, (k.shape[-1], v.shape[-1]), reads_old)
 
 
+def delta_rule(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor,
+    decay: Tensor | None = None,
+    h0: Tensor | None = None,
+    *,
+    dim: int = 1,
+    chunk: int = 32,
+) -> tuple[Tensor, Tensor]:
+    """S[t] = D S[t-1] + beta[t] k[t] (v[t] - (D S[t-1])^T k[t])^T where D = diag(decay[t]), y[t] = q[t]^T S[t]."""
+
+    def step(state: Tensor, t: int) -> Tensor:
+        kept = state if decay is None else at(decay, t).unsqueeze(-1) * state
+        key = at(k, t).unsqueeze(-1)
+        return kept + at(beta, t).unsqueeze(-1) * key * (at(v, t).unsqueeze(-2) - key.mT @ kept)
+
+    at = _Steps(dim, (q, 1), (k, 1), (v, 1), (beta, 1), (decay, 1))
+    return _attend(step, at, q, h0, (k.shape[-1], v.shape[-1]), False)
+
+
 def max_plus_scan(a: Tensor, b: Tensor, h0: Tensor | None = None, *, dim: int = 1, reverse: bool = False) -> Tensor:
     """m[t] = max(a[t] + m[t-1], b[t])."""
     return _log_space(torch.maximum, a, b, h0, dim, reverse)
