@@ -4,4 +4,4 @@ from __future__ import annotations
 
 import importlib.util
 
-collect_ignore = [] if importlib.util.find_spec("triton") else ["linrec/ops/triton_kernels.py"]
+collect_ignore_glob = [] if importlib.util.find_spec("triton") else ["linrec/ops/triton*_kernels.py"]

@@ -22,6 +22,18 @@ def linear_scan(a: Tensor, b: Tensor, h0: Tensor | None = None, *, dim: int = 1,
     return _stack(lambda h, t: a.select(dim, t) * h + b.select(dim, t), state, b, dim, reverse)
 
 
+def scan_readout(
+    a: Tensor, b: Tensor, c: Tensor, h0: Tensor | None = None, *, dim: int = 1, reverse: bool = False
+) -> tuple[Tensor, Tensor]:
+    """y[t] = sum over n of h[t, ..., n] c[t, ..., n] where h[t] = a[t] * h[t-1] + b[t]."""
+    shape = broadcast_shape(a.shape, b.shape, c.shape)
+    h = linear_scan(a.expand(shape), b, h0, dim=dim, reverse=reverse)
+    y = (h * c).sum(-1)
+    if h.shape[dim]:
+        return y, h.select(dim, 0 if reverse else -1)
+    return y, torch.zeros_like(h.sum(dim)) + (0 if h0 is None else h0)
+
+
 def matrix_scan(a: Tensor, b: Tensor, h0: Tensor | None = None, *, dim: int = 1, reverse: bool = False) -> Tensor:
     """h[t] = a[t] @ h[t-1] + b[t]."""
     lead = broadcast_shape(a.shape[:-2], b.shape[:-2])

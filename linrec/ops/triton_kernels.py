@@ -42,7 +42,7 @@ def lane_offset(lane: Any, n1: Any, n2: Any, n3: Any, s0: Any, s1: Any, s2: Any,
 
 
 @triton.jit
-def read(pointer: Any, offset: Any, mask: Any, other: Any, COMPLEX: Any, CONJ: Any, ACC: Any) -> Any:
+def read(pointer: Any, offset: Any, mask: Any, other: Any, COMPLEX: tl.constexpr, CONJ: tl.constexpr, ACC: tl.constexpr) -> Any:
     """Real and imaginary parts; the latter means nothing where numbers are real."""
     re = tl.load(pointer + offset, mask=mask, other=other).to(ACC)
     im = re
@@ -54,7 +54,7 @@ def read(pointer: Any, offset: Any, mask: Any, other: Any, COMPLEX: Any, CONJ: A
 
 
 @triton.jit
-def write(pointer: Any, offset: Any, mask: Any, re: Any, im: Any, COMPLEX: Any) -> None:
+def write(pointer: Any, offset: Any, mask: Any, re: Any, im: Any, COMPLEX: tl.constexpr) -> None:
     """The inverse of `read`."""
     tl.store(pointer + offset, re.to(pointer.dtype.element_ty), mask=mask)
     if COMPLEX:
@@ -62,7 +62,7 @@ def write(pointer: Any, offset: Any, mask: Any, re: Any, im: Any, COMPLEX: Any) 
 
 
 @triton.jit
-def times(ar: Any, ai: Any, br: Any, bi: Any, COMPLEX: Any) -> Any:
+def times(ar: Any, ai: Any, br: Any, bi: Any, COMPLEX: tl.constexpr) -> Any:
     """The product."""
     if COMPLEX:
         re, im = ar * br - ai * bi, ar * bi + ai * br
@@ -72,12 +72,14 @@ def times(ar: Any, ai: Any, br: Any, bi: Any, COMPLEX: Any) -> Any:
 
 
 @triton.jit
-def tile_scan(ar: Any, ai: Any, br: Any, bi: Any, cr: Any, ci: Any, COMPLEX: Any, PRODUCTS: Any, STEPS: Any) -> Any:
-    """Products and states within a tile that is entered with the state (cr, ci).
+def tile_scan(
+    ar: Any, ai: Any, br: Any, bi: Any, cr: Any, ci: Any, COMPLEX: tl.constexpr, PRODUCTS: tl.constexpr, STEPS: tl.constexpr, REVERSE: tl.constexpr
+) -> Any:
+    """Products and states within a tile that is entered with the state (cr, ci), at its last row if REVERSE.
 
     PRODUCTS: the transitions are compositions already.
     """
-    first = (tl.arange(0, STEPS) == 0)[:, None]
+    first = (tl.arange(0, STEPS) == (STEPS - 1 if REVERSE else 0))[:, None]
     mr, mi = times(ar, ai, cr[None, :], ci[None, :], COMPLEX)
     if PRODUCTS:
         if COMPLEX:
@@ -92,17 +94,17 @@ def tile_scan(ar: Any, ai: Any, br: Any, bi: Any, cr: Any, ci: Any, COMPLEX: Any
     br = tl.where(first, br + mr, br)
     if COMPLEX:
         bi = tl.where(first, bi + mi, bi)
-        pr, pi, hr, hi = tl.associative_scan((ar, ai, br, bi), 0, compose_complex)
+        pr, pi, hr, hi = tl.associative_scan((ar, ai, br, bi), 0, compose_complex, REVERSE)
     else:
-        pr, hr = tl.associative_scan((ar, br), 0, compose)
+        pr, hr = tl.associative_scan((ar, br), 0, compose, REVERSE)
         pi, hi = pr, hr
     return pr, pi, hr, hi
 
 
 @triton.jit
-def last_row(x: Any, STEPS: Any) -> Any:
-    """The last row of a tile."""
-    return tl.sum(tl.where((tl.arange(0, STEPS) == STEPS - 1)[:, None], x, 0), 0)
+def row(x: Any, index: Any, STEPS: tl.constexpr) -> Any:
+    """One row of a tile."""
+    return tl.sum(tl.where((tl.arange(0, STEPS) == index)[:, None], x, 0), 0)
 
 
 @triton.jit
@@ -126,7 +128,7 @@ def forward(
     cr = tl.zeros((LANES,), ACC)
     ci = tl.zeros((LANES,), ACC)
     if HAS_START:
-        s_lane = lane_offset(lane, n1, n2, n3, s_0, s_1, s_2, s_3) + tl.program_id(1).to(tl.int64) * s_c
+        s_lane = lane_offset(lane, n1, n2, n3, s_0, s_1, s_2, s_3) + tl.cast(tl.program_id(1), tl.int64) * s_c
         cr, ci = read(start, s_lane, lane < lanes, 0, COMPLEX, False, ACC)
     for tile in range(begin, end, STEPS):
         step = tile + tl.arange(0, STEPS)
@@ -136,11 +138,11 @@ def forward(
             t = length - 1 - t
         ar, ai = read(a, t[:, None] * a_t + a_lane[None, :], mask, 1, COMPLEX, CONJ, ACC)
         br, bi = read(b, t[:, None] * b_t + b_lane[None, :], mask, 0, COMPLEX, False, ACC)
-        _, _, hr, hi = tile_scan(ar, ai, br, bi, cr, ci, COMPLEX, PRODUCTS, STEPS)
+        _, _, hr, hi = tile_scan(ar, ai, br, bi, cr, ci, COMPLEX, PRODUCTS, STEPS, False)
         write(out, t[:, None] * o_t + o_lane[None, :], mask, hr, hi, COMPLEX)
-        cr = last_row(hr, STEPS)
+        cr = row(hr, STEPS - 1, STEPS)
         if COMPLEX:
-            ci = last_row(hi, STEPS)
+            ci = row(hi, STEPS - 1, STEPS)
 
 
 @triton.jit
@@ -176,16 +178,16 @@ def summarise(
             u = length - 1 - u
         ar, ai = read(a, u[:, None] * a_t + a_lane[None, :], earlier, 1, COMPLEX, CONJ, ACC)
         br, bi = read(b, t[:, None] * b_t + b_lane[None, :], mask, 0, COMPLEX, False, ACC)
-        pr, pi, hr, hi = tile_scan(ar, ai, br, bi, cr, ci, COMPLEX, False, STEPS)
-        lastr = last_row(pr, STEPS)
+        pr, pi, hr, hi = tile_scan(ar, ai, br, bi, cr, ci, COMPLEX, False, STEPS, False)
+        lastr = row(pr, STEPS - 1, STEPS)
         lasti = lastr
-        cr = last_row(hr, STEPS)
+        cr = row(hr, STEPS - 1, STEPS)
         if COMPLEX:
-            lasti = last_row(pi, STEPS)
-            ci = last_row(hi, STEPS)
+            lasti = row(pi, STEPS - 1, STEPS)
+            ci = row(hi, STEPS - 1, STEPS)
         totalr, totali = times(totalr, totali, lastr, lasti, COMPLEX)
     PAIR: tl.constexpr = 2 if COMPLEX else 1
-    where = (tl.program_id(1).to(tl.int64) * lanes + lane) * PAIR
+    where = (tl.cast(tl.program_id(1), tl.int64) * lanes + lane) * PAIR
     write(product, where, lane < lanes, totalr, totali, COMPLEX)
     write(state, where, lane < lanes, cr, ci, COMPLEX)
 
@@ -218,7 +220,7 @@ def backward(
     cr = tl.zeros((LANES,), ACC)
     ci = tl.zeros((LANES,), ACC)
     if HAS_START:
-        s_lane = lane_offset(lane, n1, n2, n3, s_0, s_1, s_2, s_3) + tl.program_id(1).to(tl.int64) * s_c
+        s_lane = lane_offset(lane, n1, n2, n3, s_0, s_1, s_2, s_3) + tl.cast(tl.program_id(1), tl.int64) * s_c
         cr, ci = read(start, s_lane, lane < lanes, 0, COMPLEX, False, ACC)
     for tile in range(begin, end, STEPS):
         step = tile + tl.arange(0, STEPS)
@@ -233,7 +235,7 @@ def backward(
             v = length - 1 - v
         ar, ai = read(a, u[:, None] * a_t + a_lane[None, :], earlier, 1, COMPLEX, CONJ, ACC)
         gr, gi = read(grad, t[:, None] * g_t + g_lane[None, :], mask, 0, COMPLEX, False, ACC)
-        _, _, br, bi = tile_scan(ar, ai, gr, gi, cr, ci, COMPLEX, False, STEPS)
+        _, _, br, bi = tile_scan(ar, ai, gr, gi, cr, ci, COMPLEX, False, STEPS, False)
         where = t[:, None] * o_t + o_lane[None, :]
         write(grad_b, where, mask, br, bi, COMPLEX)
         if WITH_A:
@@ -248,6 +250,6 @@ def backward(
                     pi = tl.where(final, ii[None, :], pi)
             xr, xi = times(br, bi, pr, pi, COMPLEX)
             write(grad_a, where, mask, xr, xi, COMPLEX)
-        cr = last_row(br, STEPS)
+        cr = row(br, STEPS - 1, STEPS)
         if COMPLEX:
-            ci = last_row(bi, STEPS)
+            ci = row(bi, STEPS - 1, STEPS)

@@ -34,6 +34,13 @@ def kernels() -> Any:
     return triton_kernels
 
 
+def readout_kernels() -> Any:
+    """The kernels of the scan with a readout; only where `kernels` are."""
+    from . import triton_readout_kernels
+
+    return triton_readout_kernels
+
+
 @functools.cache
 def programs_wanted(device: torch.device) -> int:
     """How many programs keep a device busy."""

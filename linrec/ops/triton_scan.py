@@ -17,14 +17,15 @@ from ._dtypes import broadcast_shape, result_dtype, time_axis
 from .plain import are_plain
 from .triton_launch import Grid, Lanes, empty_like, pairs
 
-_DTYPES = frozenset(
+DTYPES = frozenset(
     (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.complex64, torch.complex128)
 )
+"""What the kernels compute in."""
 
 
 def takes(a: Tensor, b: Tensor, h0: Tensor | None = None, *, dim: int = 1, reverse: bool = False) -> bool:
     """Whether the kernels compute `linear_scan` for these operands."""
-    if result_dtype(a, b, h0) not in _DTYPES or not are_plain((a, b, h0), launch.DEVICES) or launch.kernels() is None:
+    if result_dtype(a, b, h0) not in DTYPES or not are_plain((a, b, h0), launch.DEVICES) or launch.kernels() is None:
         return False
     shape = broadcast_shape(a.shape, b.shape)
     return 0 not in shape and -len(shape) <= dim < len(shape)  # else the op itself has the say

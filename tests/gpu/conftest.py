@@ -12,7 +12,7 @@ import torch
 
 from linrec.extend import isolated
 from linrec.lowering.implementation import implementation
-from linrec.ops import triton_launch, triton_scan
+from linrec.ops import triton_launch, triton_readout, triton_scan
 
 
 def scan_by_doubling(self: Any, operands: Any) -> list[Any]:
@@ -46,6 +46,9 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setattr(triton_launch, "DEVICES", ("cpu",))
     with isolated():
         implementation("linear_scan", "triton", device="cpu", requires=triton_scan.takes)(triton_scan.linear_scan)
+        implementation("scan_readout", "triton", device="cpu", requires=triton_readout.takes)(
+            triton_readout.scan_readout
+        )
         yield "cpu"
 
 
