@@ -6,8 +6,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
-
 from linrec.ir.extension import ExtensionError, enter, guarded, origin
 from linrec.ops import dispatch
 from linrec.ops.dispatch import Implementation
@@ -64,7 +62,7 @@ def implementation(
                 op,
                 name,
                 device,
-                guarded("implementation", title, function, passing=(torch.OutOfMemoryError,)),
+                guarded("implementation", title, function),
                 guarded("implementation", title, requires) if requires else None,
                 reads_values,
             )

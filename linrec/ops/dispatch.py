@@ -141,7 +141,7 @@ class _Enter(torch.autograd.Function):
         ctx.call = call
         ctx.save_for_backward(*tensors)
         ctx.moving = [i for i in range(len(tensors)) if ctx.needs_input_grad[1 + i]]
-        return tuple(tensors[i].view_as(tensors[i]) for i in ctx.moving)
+        return tuple(tensors[i].detach() for i in ctx.moving)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -161,7 +161,7 @@ class _Leave(torch.autograd.Function):
         ctx.call = call
         ctx.like = [(x.shape, x.dtype, x.device) for x in results]
         ctx.set_materialize_grads(False)
-        return tuple(x.view_as(x) for x in results)
+        return tuple(x.detach() for x in results)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:

@@ -11,20 +11,18 @@ it does in the loop; a NaN among the transitions is written into the drive first
 
 from __future__ import annotations
 
-from typing import Any
-
 import triton
 import triton.language as tl
 
 
 @triton.jit
-def compose(a1: Any, b1: Any, a2: Any, b2: Any) -> Any:
+def compose(a1, b1, a2, b2):
     """What an early and then a late stretch of steps do to a state."""
     return a1 * a2, tl.where(b1 == 0, b2, a2 * b1 + b2)
 
 
 @triton.jit
-def compose_complex(ar1: Any, ai1: Any, br1: Any, bi1: Any, ar2: Any, ai2: Any, br2: Any, bi2: Any) -> Any:
+def compose_complex(ar1, ai1, br1, bi1, ar2, ai2, br2, bi2):
     """`compose` for pairs."""
     zero = (br1 == 0) & (bi1 == 0)
     br = tl.where(zero, br2, ar2 * br1 - ai2 * bi1 + br2)
@@ -33,7 +31,7 @@ def compose_complex(ar1: Any, ai1: Any, br1: Any, bi1: Any, ar2: Any, ai2: Any, 
 
 
 @triton.jit
-def lane_offset(lane: Any, n1: Any, n2: Any, n3: Any, s0: Any, s1: Any, s2: Any, s3: Any) -> Any:
+def lane_offset(lane, n1, n2, n3, s0, s1, s2, s3):
     """Where lanes lie, for axes of sizes (..., n1, n2, n3) with some strides."""
     rest = lane // n3
     offset = (lane % n3).to(tl.int64) * s3 + (rest % n2).to(tl.int64) * s2
@@ -42,19 +40,19 @@ def lane_offset(lane: Any, n1: Any, n2: Any, n3: Any, s0: Any, s1: Any, s2: Any,
 
 
 @triton.jit
-def read(pointer: Any, offset: Any, mask: Any, other: Any, COMPLEX: tl.constexpr, CONJ: tl.constexpr, ACC: tl.constexpr) -> Any:
+def read(pointer, offset, mask, other, COMPLEX: tl.constexpr, CONJ: tl.constexpr, ACC: tl.constexpr):
     """Real and imaginary parts; the latter means nothing where numbers are real."""
     re = tl.load(pointer + offset, mask=mask, other=other).to(ACC)
     im = re
     if COMPLEX:
-        im = tl.load(pointer + offset + 1, mask=mask, other=0).to(ACC)
+        im = tl.load(pointer + offset + 1, mask=mask, other=0.0).to(ACC)
         if CONJ:
             im = -im
     return re, im
 
 
 @triton.jit
-def write(pointer: Any, offset: Any, mask: Any, re: Any, im: Any, COMPLEX: tl.constexpr) -> None:
+def write(pointer, offset, mask, re, im, COMPLEX: tl.constexpr):
     """The inverse of `read`."""
     tl.store(pointer + offset, re.to(pointer.dtype.element_ty), mask=mask)
     if COMPLEX:
@@ -62,7 +60,7 @@ def write(pointer: Any, offset: Any, mask: Any, re: Any, im: Any, COMPLEX: tl.co
 
 
 @triton.jit
-def times(ar: Any, ai: Any, br: Any, bi: Any, COMPLEX: tl.constexpr) -> Any:
+def times(ar, ai, br, bi, COMPLEX: tl.constexpr):
     """The product."""
     if COMPLEX:
         re, im = ar * br - ai * bi, ar * bi + ai * br
@@ -73,8 +71,8 @@ def times(ar: Any, ai: Any, br: Any, bi: Any, COMPLEX: tl.constexpr) -> Any:
 
 @triton.jit
 def tile_scan(
-    ar: Any, ai: Any, br: Any, bi: Any, cr: Any, ci: Any, COMPLEX: tl.constexpr, PRODUCTS: tl.constexpr, STEPS: tl.constexpr, REVERSE: tl.constexpr
-) -> Any:
+    ar, ai, br, bi, cr, ci, COMPLEX: tl.constexpr, PRODUCTS: tl.constexpr, STEPS: tl.constexpr, REVERSE: tl.constexpr
+):
     """Products and states within a tile that is entered with the state (cr, ci), at its last row if REVERSE.
 
     PRODUCTS: the transitions are compositions already.
@@ -102,7 +100,7 @@ def tile_scan(
 
 
 @triton.jit
-def row(x: Any, index: Any, STEPS: tl.constexpr) -> Any:
+def row(x, index, STEPS: tl.constexpr):
     """One row of a tile."""
     return tl.sum(tl.where((tl.arange(0, STEPS) == index)[:, None], x, 0), 0)
 
@@ -129,15 +127,15 @@ def forward(
     ci = tl.zeros((LANES,), ACC)
     if HAS_START:
         s_lane = lane_offset(lane, n1, n2, n3, s_0, s_1, s_2, s_3) + tl.cast(tl.program_id(1), tl.int64) * s_c
-        cr, ci = read(start, s_lane, lane < lanes, 0, COMPLEX, False, ACC)
+        cr, ci = read(start, s_lane, lane < lanes, 0.0, COMPLEX, False, ACC)
     for tile in range(begin, end, STEPS):
         step = tile + tl.arange(0, STEPS)
         mask = (step < end)[:, None] & (lane < lanes)[None, :]
         t = step.to(tl.int64)
         if FROM_END:
             t = length - 1 - t
-        ar, ai = read(a, t[:, None] * a_t + a_lane[None, :], mask, 1, COMPLEX, CONJ, ACC)
-        br, bi = read(b, t[:, None] * b_t + b_lane[None, :], mask, 0, COMPLEX, False, ACC)
+        ar, ai = read(a, t[:, None] * a_t + a_lane[None, :], mask, 1.0, COMPLEX, CONJ, ACC)
+        br, bi = read(b, t[:, None] * b_t + b_lane[None, :], mask, 0.0, COMPLEX, False, ACC)
         _, _, hr, hi = tile_scan(ar, ai, br, bi, cr, ci, COMPLEX, PRODUCTS, STEPS, False)
         write(out, t[:, None] * o_t + o_lane[None, :], mask, hr, hi, COMPLEX)
         cr = row(hr, STEPS - 1, STEPS)
@@ -176,8 +174,8 @@ def summarise(
         if FROM_END:
             t = length - 1 - t
             u = length - 1 - u
-        ar, ai = read(a, u[:, None] * a_t + a_lane[None, :], earlier, 1, COMPLEX, CONJ, ACC)
-        br, bi = read(b, t[:, None] * b_t + b_lane[None, :], mask, 0, COMPLEX, False, ACC)
+        ar, ai = read(a, u[:, None] * a_t + a_lane[None, :], earlier, 1.0, COMPLEX, CONJ, ACC)
+        br, bi = read(b, t[:, None] * b_t + b_lane[None, :], mask, 0.0, COMPLEX, False, ACC)
         pr, pi, hr, hi = tile_scan(ar, ai, br, bi, cr, ci, COMPLEX, False, STEPS, False)
         lastr = row(pr, STEPS - 1, STEPS)
         lasti = lastr
@@ -221,7 +219,7 @@ def backward(
     ci = tl.zeros((LANES,), ACC)
     if HAS_START:
         s_lane = lane_offset(lane, n1, n2, n3, s_0, s_1, s_2, s_3) + tl.cast(tl.program_id(1), tl.int64) * s_c
-        cr, ci = read(start, s_lane, lane < lanes, 0, COMPLEX, False, ACC)
+        cr, ci = read(start, s_lane, lane < lanes, 0.0, COMPLEX, False, ACC)
     for tile in range(begin, end, STEPS):
         step = tile + tl.arange(0, STEPS)
         mask = (step < end)[:, None] & (lane < lanes)[None, :]
@@ -233,17 +231,17 @@ def backward(
             t = length - 1 - t
             u = length - 1 - u
             v = length - 1 - v
-        ar, ai = read(a, u[:, None] * a_t + a_lane[None, :], earlier, 1, COMPLEX, CONJ, ACC)
-        gr, gi = read(grad, t[:, None] * g_t + g_lane[None, :], mask, 0, COMPLEX, False, ACC)
+        ar, ai = read(a, u[:, None] * a_t + a_lane[None, :], earlier, 1.0, COMPLEX, CONJ, ACC)
+        gr, gi = read(grad, t[:, None] * g_t + g_lane[None, :], mask, 0.0, COMPLEX, False, ACC)
         _, _, br, bi = tile_scan(ar, ai, gr, gi, cr, ci, COMPLEX, False, STEPS, False)
         where = t[:, None] * o_t + o_lane[None, :]
         write(grad_b, where, mask, br, bi, COMPLEX)
         if WITH_A:
             later = mask & (step + 1 < length)[:, None]
-            pr, pi = read(h, v[:, None] * h_t + h_lane[None, :], later, 0, COMPLEX, True, ACC)
+            pr, pi = read(h, v[:, None] * h_t + h_lane[None, :], later, 0.0, COMPLEX, True, ACC)
             if HAS_H0:
                 i_lane = lane_offset(lane, n1, n2, n3, i_0, i_1, i_2, i_3)
-                ir, ii = read(h0, i_lane, lane < lanes, 0, COMPLEX, True, ACC)
+                ir, ii = read(h0, i_lane, lane < lanes, 0.0, COMPLEX, True, ACC)
                 final = (step == length - 1)[:, None]
                 pr = tl.where(final, ir[None, :], pr)
                 if COMPLEX:

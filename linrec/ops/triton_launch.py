@@ -18,7 +18,8 @@ DEVICES: tuple[str, ...] = ("cuda",)
 
 AXES = 4
 STEPS, LANES = 32, 64
-"""The greatest tile. Not tuned: no GPU was at hand."""
+"""The greatest tile of real numbers. By what the compiler says of registers on sm_80 and sm_90: the derivatives fit in
+them, without spilling. Not tuned otherwise: no GPU was at hand."""
 
 SHORTEST = 512
 """Steps of a chunk, at least, where time is cut because there are few lanes."""
@@ -113,13 +114,18 @@ class Grid:
     chunks: int
 
     @staticmethod
-    def of(count: int, length: int, device: torch.device) -> Grid:
+    def of(count: int, length: int, like: Tensor) -> Grid:
         """For a number of lanes and of steps. Time is cut where the lanes alone leave the device idle."""
-        steps, lanes = min(STEPS, power_of_two(length)), min(LANES, power_of_two(count))
+        steps, lanes = min(STEPS, power_of_two(length)), min(widest(like), power_of_two(count))
         blocks = -(-count // lanes)
-        wanted = max(1, min(programs_wanted(device) // blocks, length // SHORTEST))
+        wanted = max(1, min(programs_wanted(like.device) // blocks, length // SHORTEST))
         chunk = -(-(-(-length // wanted)) // steps) * steps
         return Grid(lanes, steps, chunk, blocks, -(-length // chunk))
+
+
+def widest(like: Tensor) -> int:
+    """The most lanes in a tile: a complex number takes the registers of two."""
+    return LANES // 2 if like.is_complex() else LANES
 
 
 def power_of_two(n: int) -> int:

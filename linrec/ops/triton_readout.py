@@ -129,7 +129,8 @@ class _Places:
         first = next(x for x in operands if x is not None)
         self.operands = [first if x is None else x for x in operands]
         padded = power_of_two(elements)
-        block = min(power_of_two(rows), max(1, launch.LANES // padded))
+        # Half the lanes that the plain scan takes: the derivative holds two scans at once.
+        block = min(power_of_two(rows), max(1, launch.widest(first) // 2 // padded))
         self.blocks = -(-rows // block)
         self.programs = outer.count * self.blocks
         self.options = {"ROWS": block, "PADDED": padded}

@@ -7,8 +7,6 @@ tiles of (steps, rows x N padded to a power of two). See `linrec.ops.triton_kern
 
 from __future__ import annotations
 
-from typing import Any
-
 import triton
 import triton.language as tl
 
@@ -16,7 +14,7 @@ from .triton_kernels import read, row, tile_scan, times, write
 
 
 @triton.jit
-def place(outer: Any, i: Any, n: Any, n1: Any, n2: Any, s0: Any, s1: Any, s2: Any, s3: Any, sn: Any) -> Any:
+def place(outer, i, n, n1, n2, s0, s1, s2, s3, sn):
     """Where elements lie: a place along three outer axes of sizes (..., n1, n2), rows and elements of the state."""
     rest = outer // n2
     offset = tl.cast(outer % n2, tl.int64) * s2 + tl.cast(rest % n1, tl.int64) * s1 + tl.cast(rest // n1, tl.int64) * s0
@@ -53,7 +51,7 @@ def forward(
     cr = tl.zeros((ROWS * PADDED,), ACC)
     ci = tl.zeros((ROWS * PADDED,), ACC)
     if HAS_H0:
-        cr, ci = read(h0, place(outer, i, n, n1, n2, i_0, i_1, i_2, i_3, i_n), inside, 0, COMPLEX, False, ACC)
+        cr, ci = read(h0, place(outer, i, n, n1, n2, i_0, i_1, i_2, i_3, i_n), inside, 0.0, COMPLEX, False, ACC)
     for tile in range(0, length, STEPS):
         saved = tl.cast(tile // STEPS, tl.int64) * outers * inner * N * PAIR
         write(kept, saved + own, inside, cr, ci, COMPLEX)
@@ -62,9 +60,9 @@ def forward(
         t = step.to(tl.int64)
         if FROM_END:
             t = length - 1 - t
-        ar, ai = read(a, t[:, None] * a_t + a_lane[None, :], mask, 1, COMPLEX, CONJ, ACC)
-        br, bi = read(b, t[:, None] * b_t + b_lane[None, :], mask, 0, COMPLEX, False, ACC)
-        er, ei = read(c, t[:, None] * c_t + c_lane[None, :], mask, 0, COMPLEX, False, ACC)
+        ar, ai = read(a, t[:, None] * a_t + a_lane[None, :], mask, 1.0, COMPLEX, CONJ, ACC)
+        br, bi = read(b, t[:, None] * b_t + b_lane[None, :], mask, 0.0, COMPLEX, False, ACC)
+        er, ei = read(c, t[:, None] * c_t + c_lane[None, :], mask, 0.0, COMPLEX, False, ACC)
         _, _, hr, hi = tile_scan(ar, ai, br, bi, cr, ci, COMPLEX, False, STEPS, False)
         yr, yi = times(hr, hi, er, ei, COMPLEX)
         yr = tl.sum(tl.reshape(yr, (STEPS, ROWS, PADDED)), 2)
@@ -114,7 +112,7 @@ def backward(
     dr = tl.zeros((ROWS * PADDED,), ACC)
     di = tl.zeros((ROWS * PADDED,), ACC)
     if HAS_LAST:
-        dr, di = read(grad_last, place(outer, i, n, n1, n2, l_0, l_1, l_2, l_3, l_n), inside, 0, COMPLEX, False, ACC)
+        dr, di = read(grad_last, place(outer, i, n, n1, n2, l_0, l_1, l_2, l_3, l_n), inside, 0.0, COMPLEX, False, ACC)
     tiles = tl.cdiv(length, STEPS)
     for back in range(0, tiles):
         tile = tiles - 1 - back
@@ -131,20 +129,20 @@ def backward(
             v = length - 1 - v
         # The states that the steps start from: the scan of the operands one step earlier, entered with what was kept.
         saved = tl.cast(tile, tl.int64) * outers * inner * N * PAIR
-        sr, si = read(kept, saved + own, inside, 0, COMPLEX, False, ACC)
-        ar, ai = read(a, u[:, None] * a_t + a_lane[None, :], earlier, 1, COMPLEX, CONJ, ACC)
-        br, bi = read(b, u[:, None] * b_t + b_lane[None, :], earlier, 0, COMPLEX, False, ACC)
+        sr, si = read(kept, saved + own, inside, 0.0, COMPLEX, False, ACC)
+        ar, ai = read(a, u[:, None] * a_t + a_lane[None, :], earlier, 1.0, COMPLEX, CONJ, ACC)
+        br, bi = read(b, u[:, None] * b_t + b_lane[None, :], earlier, 0.0, COMPLEX, False, ACC)
         _, _, pr, pi = tile_scan(ar, ai, br, bi, sr, si, COMPLEX, False, STEPS, False)
-        ar, ai = read(a, t[:, None] * a_t + a_lane[None, :], mask, 1, COMPLEX, CONJ, ACC)
-        br, bi = read(b, t[:, None] * b_t + b_lane[None, :], mask, 0, COMPLEX, False, ACC)
+        ar, ai = read(a, t[:, None] * a_t + a_lane[None, :], mask, 1.0, COMPLEX, CONJ, ACC)
+        br, bi = read(b, t[:, None] * b_t + b_lane[None, :], mask, 0.0, COMPLEX, False, ACC)
         hr, hi = times(ar, ai, pr, pi, COMPLEX)
         hr += br
         hi += bi
         # The derivatives by the states: those of the readout, and what comes back from the step after.
-        gr, gi = read(grad, t[:, None] * g_t + g_lane[None, :], mask, 0, COMPLEX, False, ACC)
-        er, ei = read(c, t[:, None] * c_t + c_lane[None, :], mask, 0, COMPLEX, True, ACC)
+        gr, gi = read(grad, t[:, None] * g_t + g_lane[None, :], mask, 0.0, COMPLEX, False, ACC)
+        er, ei = read(c, t[:, None] * c_t + c_lane[None, :], mask, 0.0, COMPLEX, True, ACC)
         er, ei = times(gr, gi, er, ei, COMPLEX)
-        ar, ai = read(a, v[:, None] * a_t + a_lane[None, :], later, 1, COMPLEX, not CONJ, ACC)
+        ar, ai = read(a, v[:, None] * a_t + a_lane[None, :], later, 1.0, COMPLEX, not CONJ, ACC)
         _, _, xr, xi = tile_scan(ar, ai, er, ei, dr, di, COMPLEX, False, STEPS, True)
         dr = row(xr, 0, STEPS)
         if COMPLEX:

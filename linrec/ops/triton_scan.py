@@ -88,7 +88,7 @@ def forward_into(
         out.copy_(whole)
         return
     lanes, times, tensors = found
-    grid = Grid.of(lanes.count, length, out.device)
+    grid = Grid.of(lanes.count, length, out)
     start, start_chunk, start_lanes = tensors[2], 0, lanes.strides[2]
     if grid.chunks > 1:
         starts = _starts(a, b, h0, lanes, times, tensors, grid, length, reverse, lag=0, flip=False)
@@ -124,7 +124,7 @@ def backward_into(
             grad_a.copy_(whole_a)
         return
     lanes, times, tensors = found
-    grid = Grid.of(lanes.count, length, h.device)
+    grid = Grid.of(lanes.count, length, h)
     start, start_chunk, start_lanes = None, 0, (0,) * launch.AXES
     if grid.chunks > 1:
         starts = _starts(a, grad, None, lanes, times, tensors, grid, length, not reverse, lag=1, flip=True)

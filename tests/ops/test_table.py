@@ -94,6 +94,9 @@ for rev in (False, True):
     case(
         f"matrix-scan{tag}", "matrix_scan", lambda d, T: (d.stable(2, T, 2, 2), d(2, T, 2, 1), d(2, 2, 1)), reverse=rev
     )
+    case(f"readout{tag}", "scan_readout", lambda d, T: (d(2, T, 3, 2, scale=0.8), d(2, T, 3, 2), d(2, T, 1, 2)), reverse=rev)
+case("readout-h0", "scan_readout", lambda d, T: (d(3, 1, 2, scale=0.5), d(3, T, 2), d(2), d(3, 2)))
+case("readout-time-first", "scan_readout", lambda d, T: (d(T, 2, 2, scale=0.8), d(T, 1, 2), d(1, 2, 2), d(2)), dim=0)
 case("matrix-scan-broadcast", "matrix_scan", lambda d, T: (d.stable(T, 2, 1, 2, 2), d(3, 2, 3)), dim=0)
 case("scan-constant-drive", "linear_scan", lambda d, T: (d(2, T, 3, scale=0.8), d(1, 1, 3)))
 case("scan-broadcast-state", "linear_scan", lambda d, T: (d(2, T, 1, 3, scale=0.8), d(T, 2, 1), d(2, 3)))
@@ -165,6 +168,21 @@ case(
         d(2, T, 1, scale=0.5),
     ),
     chunk=8,
+)
+case(
+    "delta-rule",
+    "delta_rule",
+    lambda d, T: (d(2, T, 3), d(2, T, 3, scale=0.5), d(2, T, 2), d(2, T, 1, scale=0.5)),
+    chunk=16,
+)
+case(
+    "delta-rule-decay",
+    "delta_rule",
+    lambda d, T: (
+        *(d(T, 2, 3), d(T, 1, 3, scale=0.5), d(T, 2, 2), d(T, 2, 1, scale=0.5)),
+        *(d(1, 2, 3, scale=0.5), d(3, 2)),
+    ),
+    dim=0,
 )
 for name, make in (
     ("matrix_powers", lambda d, T: (d.stable(2, 3, 3), d(T))),
