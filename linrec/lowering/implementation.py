@@ -54,7 +54,9 @@ def implementation(
         title = f"{name} for {op} on {device}"
         if op not in dispatch.OPS:
             known = ", ".join(sorted(dispatch.OPS))
-            raise ExtensionError(f"no op is called {op!r}, for which {origin(function)} has {name!r}; there are {known}")
+            raise ExtensionError(
+                f"no op is called {op!r}, for which {origin(function)} has {name!r}; there are {known}"
+            )
         known_one = dispatch.find(op, name, device)
         enter("implementation", title, function, known_one and known_one.function, replace)
         dispatch.add(

@@ -127,7 +127,7 @@ class _Call:
         """The arguments with some tensors."""
         values = self.rest | tensors
         ordered = {name: values[name] for name in self.signature.parameters if name in values}
-        return inspect.BoundArguments(self.signature, ordered)  # type: ignore[arg-type]
+        return inspect.BoundArguments(self.signature, ordered)
 
 
 class _Enter(torch.autograd.Function):

@@ -160,9 +160,7 @@ def dplr_attention(
 ) -> tuple[Tensor, Tensor]:
     """See `linrec.ops.dplr_attention`."""
     k, v, u, w = (x.squeeze(-2) for x in (k, v, u, w))
-    layout = _Layout.of(
-        dim, result_dtype(q, k, v, u, w, decay, h0), (q, 1), (k, 1), (v, 1), (u, 1), (w, 1), (decay, 1)
-    )
+    layout = _Layout.of(dim, result_dtype(q, k, v, u, w, decay, h0), (q, 1), (k, 1), (v, 1), (u, 1), (w, 1), (decay, 1))
     given = [layout.heads(x) for x in (q, k, v, w, u)]
     gates = torch.zeros(1, device=q.device) if decay is None else decay.float().log()
     gates = layout.heads(gates.expand(*gates.shape[:-1], k.shape[-1]), keep=True)
@@ -239,7 +237,7 @@ def _decays_fit(decay: Tensor | None) -> bool:
 
 
 def _between(x: Tensor, least: float, most: float) -> bool:
-    """Whether all numbers lie in a range, up to rounding: that of low-rank steps which do not enlarge the state much."""
+    """Whether all numbers lie in a range, up to rounding."""
     return not _capturing() and bool(((x >= least) & (x <= most * 1.01)).all())
 
 

@@ -1,8 +1,8 @@
 """Linear recurrences h[t] = a[t] h[t-1] + b[t] for all t at once, diagonal or dense, with derivatives of any order.
 
 The torch form is the scan over chunks of `linrec.ops.algebra`: it works on any device, divides by no decay and takes no
-logarithm of a gate. For diagonal transitions a compiled loop (`cpu_scan`) takes over on a CPU where it can, and on a GPU
-what is registered for it (`dispatch`), as Triton's kernels (`triton_scan`) are.
+logarithm of a gate. For diagonal transitions a compiled loop (`cpu_scan`) takes over on a CPU where it can, and on
+other devices what is registered for them (`dispatch`), as Triton's kernels (`triton_scan`) are for GPUs.
 """
 
 from __future__ import annotations

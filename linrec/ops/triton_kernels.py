@@ -1,4 +1,4 @@
-"""The diagonal scan as Triton kernels: tiles of (steps, lanes), an associative scan within a tile, a carry between tiles.
+"""The diagonal scan as Triton kernels: tiles of (steps, lanes), an associative scan in each, a carry between them.
 
 A lane is one element of the state. Lanes have up to four axes, each with a stride for every operand, so that operands
 are read where they lie, broadcast or transposed. Complex numbers are pairs: pointers and strides are those of

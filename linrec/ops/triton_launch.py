@@ -1,4 +1,4 @@
-"""How Triton kernels are given tensors: lanes as four axes, complex numbers as pairs, and how many programs to start."""
+"""How Triton kernels are given tensors (lanes as four axes, complex numbers as pairs), and how many programs start."""
 
 from __future__ import annotations
 
@@ -119,7 +119,8 @@ class Grid:
         steps, lanes = min(STEPS, power_of_two(length)), min(widest(like), power_of_two(count))
         blocks = -(-count // lanes)
         wanted = max(1, min(programs_wanted(like.device) // blocks, length // SHORTEST))
-        chunk = -(-(-(-length // wanted)) // steps) * steps
+        share = math.ceil(length / wanted)
+        chunk = math.ceil(share / steps) * steps
         return Grid(lanes, steps, chunk, blocks, -(-length // chunk))
 
 

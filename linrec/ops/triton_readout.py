@@ -74,14 +74,14 @@ class _ScanReadout(torch.autograd.Function):
                 STEPS=steps,
                 **places.options,
             )
-        ctx.save_for_backward(a, b, c, h0, kept)
+        ctx.save_for_backward(a, b, c, kept)
         ctx.reverse, ctx.steps = reverse, steps
         ctx.set_materialize_grads(False)
         return y, last
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, grad_last: Tensor | None) -> tuple[Tensor | None, ...]:
-        a, b, c, h0, kept = ctx.saved_tensors
+        a, b, c, kept = ctx.saved_tensors
         if grad is None and grad_last is None:
             return (None,) * 5
         length, state = b.shape[0], tuple(b.shape[1:])

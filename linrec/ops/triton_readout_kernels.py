@@ -114,7 +114,7 @@ def backward(
     if HAS_LAST:
         dr, di = read(grad_last, place(outer, i, n, n1, n2, l_0, l_1, l_2, l_3, l_n), inside, 0.0, COMPLEX, False, ACC)
     tiles = tl.cdiv(length, STEPS)
-    for back in range(0, tiles):
+    for back in range(tiles):
         tile = tiles - 1 - back
         step = tile * STEPS + tl.arange(0, STEPS)
         mask = (step < length)[:, None] & inside[None, :]

@@ -17,9 +17,7 @@ from ._dtypes import broadcast_shape, result_dtype, time_axis
 from .plain import are_plain
 from .triton_launch import Grid, Lanes, empty_like, pairs
 
-DTYPES = frozenset(
-    (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.complex64, torch.complex128)
-)
+DTYPES = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.complex64, torch.complex128))
 """What the kernels compute in."""
 
 
@@ -50,7 +48,7 @@ class _Scan(torch.autograd.Function):
     def forward(ctx: Any, a: Tensor, b: Tensor, h0: Tensor | None, dim: int, reverse: bool) -> Tensor:
         h = empty_like(b)
         with launch.on_device(b):
-            forward_into(*(x.movedim(dim, 0) for x in (a, b)), h0, h.movedim(dim, 0), reverse)
+            forward_into(a.movedim(dim, 0), b.movedim(dim, 0), h0, h.movedim(dim, 0), reverse)
         ctx.save_for_backward(a, h0, h)
         ctx.dim, ctx.reverse = dim, reverse
         return h
@@ -156,7 +154,8 @@ def _arranged(state: tuple[int, ...], operands: list[tuple[Tensor | None, int]])
 
     A conjugated operand other than the first is copied; the first one's conjugation is the kernels' to apply.
     """
-    tensors, times, strides = [], [], []
+    tensors: list[Tensor | None] = []
+    times, strides = [], []
     for i, (x, leading) in enumerate(operands):
         if x is None:
             tensors.append(None)

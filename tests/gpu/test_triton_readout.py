@@ -28,7 +28,7 @@ def drawn(*shape: int, dtype: torch.dtype = torch.float64, scale: float = 1.0) -
 
 
 @pytest.mark.parametrize(
-    ("layout", "dtype"), [*((x, torch.float64) for x in LAYOUTS), ("mamba", torch.complex128)]
+    ("layout", "dtype"), [*((x, torch.float64) for x in LAYOUTS), ("own-readouts", torch.complex128)]
 )  # fmt: skip
 def test_values_and_gradients(layout: str, dtype: torch.dtype, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triton_launch, "LANES", 16)

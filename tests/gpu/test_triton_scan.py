@@ -64,8 +64,13 @@ def compare(inputs: list[Tensor], **options: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("layout", "dtype"),
-    [*((name, torch.float64) for name in LAYOUTS), ("batch-first", torch.complex128), ("constant", torch.complex128)],
+    ("layout", "dtype", "cut"),
+    [
+        *((name, torch.float64, "whole") for name in LAYOUTS),
+        *((name, torch.float64, "cut") for name in ("batch-first", "time-last", "constant-drive")),
+        *(("batch-first", torch.complex128, cut) for cut in ("whole", "cut")),
+    ],
+    indirect=["cut"],
 )
 def test_values_and_gradients(
     layout: str, dtype: torch.dtype, device: str, cut: str, monkeypatch: pytest.MonkeyPatch
@@ -108,16 +113,19 @@ def test_strides_that_do_not_collapse(device: str) -> None:
     shape = (2, 5, 2, 2, 2, 2)
     a = draw(*reversed(shape), scale=0.7).permute(5, 4, 3, 2, 1, 0)
     b = draw(2, 5, 2, 1, 2, 1).expand(shape)
-    assert triton_launch.Lanes.of((2, 2, 2, 2, 2), [list(a[:, 0].stride()), list(b[:, 0].stride()), [16, 8, 4, 2, 1]]) is None
+    assert (
+        triton_launch.Lanes.of((2, 2, 2, 2, 2), [list(a[:, 0].stride()), list(b[:, 0].stride()), [16, 8, 4, 2, 1]])
+        is None
+    )
     compare([a, b, draw(2, 2, 2, 2, 2)])
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-6), (torch.bfloat16, 8e-3), (torch.float16, 1e-3)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 8e-3), (torch.float16, 1e-3)])
 def test_low_precision_is_accumulated_in_float32(
     dtype: torch.dtype, tolerance: float, device: str, cut: str
 ) -> None:  # fmt: skip
     draw = Draw(device, dtype)
-    leaves = [x.requires_grad_() for x in (draw(1, 40, 2, scale=0.5) + 0.5, draw(1, 40, 2), draw(1, 2))]
+    leaves = [x.requires_grad_() for x in (draw(1, 24, 2, scale=0.5) + 0.5, draw(1, 24, 2), draw(1, 2))]
     wide = [x.detach().double().requires_grad_() for x in leaves]
     results = [ops.linear_scan(*leaves), reference.linear_scan(*wide)]
     assert results[0].dtype == dtype
@@ -129,7 +137,7 @@ def test_low_precision_is_accumulated_in_float32(
 
 def test_zero_one_underflow_and_overflow(device: str, cut: str) -> None:
     b = Draw(device)(1, 12, 3)
-    for gate in (0.0, 1.0, 1e-200, -1.0):
+    for gate in (0.0, 1e-200, -1.0):
         compare([torch.full_like(b, gate), b])
     # Composed transitions overflow, and the state that they multiply is zero.
     a, b = (torch.full((1, 12, 3), x, dtype=torch.float64, device=device) for x in (1e200, 0.0))

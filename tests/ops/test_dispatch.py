@@ -184,7 +184,7 @@ def test_mistakes() -> None:
     def broken(a: Tensor, b: Tensor, h0: Tensor | None, *, dim: int, reverse: bool) -> Tensor:
         raise ZeroDivisionError("oh")
 
-    with pytest.raises(linrec.ExtensionError, match="broken for linear_scan on cpu.*ZeroDivisionError: oh"):
+    with pytest.raises(linrec.ExtensionError, match=r"broken for linear_scan on cpu.*ZeroDivisionError: oh"):
         ops.linear_scan(torch.rand(1, 2), torch.rand(1, 2))
 
 
