@@ -15,9 +15,11 @@ from linrec.analysis.rules import RULES, Algebra, rule
 from linrec.analysis.semiring import JOINS
 from linrec.analysis.vectorize import VECTOR_RULES, vector_rule
 from linrec.ir.extension import REGISTERED, ExtensionError
+from linrec.lowering.implementation import implementation
 from linrec.lowering.kernel import lowering
 from linrec.lowering.registry import LOWERINGS, Lowering, register
 from linrec.lowering.semirings import SCANS, semiring
+from linrec.ops.dispatch import IMPLEMENTATIONS
 from linrec.passes.base import Pass, PassResult
 from linrec.passes.place import ADDED, add_pass
 
@@ -30,6 +32,7 @@ __all__ = [
     "PassResult",
     "Polynomial",
     "add_pass",
+    "implementation",
     "installed",
     "isolated",
     "load_installed",
@@ -84,7 +87,7 @@ def isolated() -> Iterator[None]:
     False
     """
     tables: tuple[dict[Any, Any], ...] = (RULES, VECTOR_RULES, JOINS, SCANS)
-    lists: tuple[list[Any], ...] = (LOWERINGS, ADDED, REGISTERED)
+    lists: tuple[list[Any], ...] = (LOWERINGS, ADDED, REGISTERED, IMPLEMENTATIONS)
     kept_tables, kept_lists = [dict(t) for t in tables], [list(x) for x in lists]
     try:
         yield

@@ -13,6 +13,10 @@ import hypothesis
 import pytest
 import torch
 
+# Without a GPU, Triton's kernels are run by its interpreter. It is asked once, when Triton is imported.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 hypothesis.settings.register_profile("default", deadline=None)
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "default")

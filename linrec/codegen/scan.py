@@ -47,6 +47,8 @@ def supported(step: fx.GraphModule, carries: int, xs: int) -> str | None:
     for node in step.graph.nodes:
         if node.op == "placeholder":
             value = node.meta.get("val")
+            if isinstance(value, Tensor) and value.device.type not in ("cpu", "meta"):
+                return f"a tensor is on a device of type {value.device.type}"
             values.append(_like(value) if isinstance(value, Tensor) else hint(value))
     try:
         compiled, _ = _build(step, carries, xs, values)

@@ -1,4 +1,4 @@
-"""What linrec can use on this machine: versions, kernels, threads, caches, extensions."""
+"""What linrec can use on this machine: versions, kernels, implementations, threads, caches, extensions."""
 
 from __future__ import annotations
 
@@ -24,14 +24,18 @@ def facts() -> list[Fact]:
         ("threads", f"{torch.get_num_threads()} of {os.cpu_count()} cores", ""),
         ("accelerator", torch.cuda.get_device_name() if torch.cuda.is_available() else "none", ""),
     ]
-    for name, purpose in (
-        ("numba", "compiled scans on CPU: pip install linrec[cpu]"),
-        ("transformers", "models of transformers: pip install linrec[transformers]"),
-        ("matplotlib", "pictures: pip install linrec[plot]"),
+    gpu = "" if not torch.cuda.is_available() else "kernels on GPUs: pip install linrec[cuda]"
+    for name, module, purpose in (
+        ("numba", "numba", "compiled scans on CPU: pip install linrec[cpu]"),
+        ("triton", "triton", gpu),
+        ("fla-core", "fla", gpu),
+        ("transformers", "transformers", "models of transformers: pip install linrec[transformers]"),
+        ("matplotlib", "matplotlib", "pictures: pip install linrec[plot]"),
     ):
-        version = _version(name) if importlib.util.find_spec(name) else ""
+        version = _version(name) if importlib.util.find_spec(module) else ""
         found.append((name, version or "not installed", "" if version else purpose))
     found.append(_kernels())
+    found += _implementations()
     cache = os.environ.get("NUMBA_CACHE_DIR", "next to the source, or in the user's cache folder")
     found.append(("kernel cache", cache, ""))
     found += _extensions()
@@ -72,6 +76,21 @@ def _kernels() -> Fact:
         f"the scan agrees with its reference to {error:.0e}",
         "" if error < 1e-12 else "please report this",
     )
+
+
+def _implementations() -> list[Fact]:
+    """What can compute an op of `linrec.ops` in the place of its torch form, which is always there."""
+    from linrec.ops import fla, triton_launch
+    from linrec.ops.dispatch import IMPLEMENTATIONS
+
+    loaded = {"triton": triton_launch.kernels() is not None, "flash-linear-attention": fla.library() is not None}
+    devices = {"cpu"} | ({"cuda"} if torch.cuda.is_available() else set())
+    found = []
+    for x in IMPLEMENTATIONS:
+        missing = "" if loaded.get(x.name, True) else f"{x.name} is not installed"
+        missing = missing or ("" if x.device in devices else f"no {x.device} device")
+        found.append((x.op, f"{x.name} on {x.device}" + (f" ({missing})" if missing else ""), ""))
+    return found
 
 
 def _extensions() -> list[Fact]:

@@ -8,6 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import torch
+from torch.utils.checkpoint import _StopRecomputationError
+
 from linrec.ir.obstruction import LinrecError
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -34,6 +37,9 @@ class Extension:
     def __str__(self) -> str:
         return f"the {self.kind} {self.name!r} from {self.origin}"
 
+
+_PASSING = (torch.OutOfMemoryError, _StopRecomputationError)
+"""Exceptions that are no fault of the function they pass through, and that somebody waits for by their type."""
 
 REGISTERED: list[Extension] = []
 """All extensions registered so far, in order."""
@@ -88,7 +94,7 @@ def guarded(kind: str, name: str, function: F, passing: tuple[type[Exception], .
         except ExtensionError:
             raise
         except Exception as error:
-            if isinstance(error, passing):
+            if isinstance(error, passing + _PASSING):
                 raise
             who = Extension(kind, name, origin(function))
             raise ExtensionError(f"{who} failed with {type(error).__name__}: {error}") from error

@@ -1,7 +1,8 @@
 """From the structure of a recurrence to an algorithm, with costs; the place where other kernels can be registered."""
 
-from linrec.lowering import affine, attention, dense, diagonal, folded, semirings
+from linrec.lowering import affine, attention, dense, devices, diagonal, folded, semirings
 from linrec.lowering.cost import Machine, Work, machine
+from linrec.lowering.implementation import implementation
 from linrec.lowering.kernel import lowering
 from linrec.lowering.registry import LOWERINGS, Lowering, Site, register
 
@@ -14,8 +15,10 @@ __all__ = [
     "affine",
     "attention",
     "dense",
+    "devices",
     "diagonal",
     "folded",
+    "implementation",
     "lowering",
     "machine",
     "register",

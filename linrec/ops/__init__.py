@@ -2,14 +2,16 @@
 
 from .chunked import linear_attention
 from .convolution import causal_convolution
-from .delta import dplr_attention
+from .delta import delta_rule, dplr_attention
 from .lti import lti_fft, lti_last, lti_readout, lti_scan
 from .powers import impulse_response, impulse_response_diagonal, matrix_powers
+from .readout import scan_readout
 from .scan import linear_scan, matrix_scan
 from .semiring import logsumexp_scan, max_plus_scan, max_times_scan
 
 __all__ = [
     "causal_convolution",
+    "delta_rule",
     "dplr_attention",
     "impulse_response",
     "impulse_response_diagonal",
@@ -24,4 +26,5 @@ __all__ = [
     "matrix_scan",
     "max_plus_scan",
     "max_times_scan",
+    "scan_readout",
 ]

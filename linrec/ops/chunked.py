@@ -12,9 +12,11 @@ from torch import Tensor
 from ._dtypes import compute_dtype, own_precision, result_dtype
 from .cut import Cut, boundary_states
 from .decay import Products, block_products, decay_of, split_mask
+from .dispatch import dispatched
 
 
 @own_precision
+@dispatched
 def linear_attention(
     q: Tensor,
     k: Tensor,

@@ -13,9 +13,11 @@ from torch import Tensor
 from ._dtypes import broadcast_shape, compute_dtype, own_precision, result_dtype
 from .cut import Cut, boundary_states
 from .decay import decay_of, split_axis
+from .dispatch import dispatched
 
 
 @own_precision
+@dispatched
 def dplr_attention(
     q: Tensor,
     k: Tensor,
@@ -91,6 +93,48 @@ def dplr_attention(
         read = split_axis(read, -2, u.shape[-2])
         y = y + ((q * u).sum(-1, keepdim=True) * read).sum(-2) + ((q * k).sum(-1, keepdim=True) * v).sum(-2)
     return cut.whole(y).to(dtype), states[..., -1, :, :].to(dtype)
+
+
+@own_precision
+@dispatched
+def delta_rule(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor,
+    decay: Tensor | None = None,
+    h0: Tensor | None = None,
+    *,
+    dim: int = 1,
+    chunk: int = 32,
+) -> tuple[Tensor, Tensor]:
+    """y[t] = q[t]^T S[t], where S[t] = (I - beta[t] k[t] k[t]^T) diag(decay[t]) S[t-1] + beta[t] k[t] v[t]^T.
+
+    Args:
+        q: readout, (B, T, ..., K), time at `dim`; all operands broadcast against each other but for the last axis.
+        k: (B, T, ..., K); not normalised here.
+        v: (B, T, ..., V).
+        beta: (B, T, ..., 1), how far a step goes towards what it writes.
+        decay: (B, T, ..., K), or (B, T, ..., 1) for one number a step; size 1 in time for a constant. None is ones.
+        h0: state before the first step, broadcastable to (B, ..., K, V); zeros if None.
+        chunk: steps in a chunk, a power of two.
+
+    Returns:
+        y, (B, T, ..., V), and the state after the last step, (B, ..., K, V), as `dplr_attention` does.
+
+    Raises:
+        ValueError: if `chunk` is not a power of two, or `dim` is the last axis.
+
+    Source: DeltaNet and Gated DeltaNet, see `dplr_attention`; with a decay for each key, Kimi Team, "Kimi Linear"
+    (2025), equation 1.
+    """
+    dtype = result_dtype(q, k, v, beta, decay, h0)
+    k, v, beta = (x.to(compute_dtype(dtype)) for x in (k, v, beta))
+    written = beta * k
+    read = k if decay is None else decay * k
+    k, v, u, w = (x.unsqueeze(-2) for x in (written, v, -written, read))
+    y, state = dplr_attention(q, k, v, u, w, decay, h0, dim=dim, chunk=chunk)
+    return y.to(dtype), state.to(dtype)
 
 
 def _columns(first: Tensor, second: Tensor) -> Tensor:

@@ -22,6 +22,18 @@ def linear_scan(a: Tensor, b: Tensor, h0: Tensor | None = None, *, dim: int = 1,
     return _stack(lambda h, t: a.select(dim, t) * h + b.select(dim, t), state, b, dim, reverse)
 
 
+def scan_readout(
+    a: Tensor, b: Tensor, c: Tensor, h0: Tensor | None = None, *, dim: int = 1, reverse: bool = False
+) -> tuple[Tensor, Tensor]:
+    """y[t] = sum over n of h[t, ..., n] c[t, ..., n] where h[t] = a[t] * h[t-1] + b[t]."""
+    shape = broadcast_shape(a.shape, b.shape, c.shape)
+    h = linear_scan(a.expand(shape), b, h0, dim=dim, reverse=reverse)
+    y = (h * c).sum(-1)
+    if h.shape[dim]:
+        return y, h.select(dim, 0 if reverse else -1)
+    return y, torch.zeros_like(h.sum(dim)) + (0 if h0 is None else h0)
+
+
 def matrix_scan(a: Tensor, b: Tensor, h0: Tensor | None = None, *, dim: int = 1, reverse: bool = False) -> Tensor:
     """h[t] = a[t] @ h[t-1] + b[t]."""
     lead = broadcast_shape(a.shape[:-2], b.shape[:-2])
@@ -134,6 +146,28 @@ def dplr_attention(
 
     at = _Steps(dim, (q, 1), (k, 2), (v, 2), (u, 2), (w, 2), (decay, 1))
     return _attend(step, at, q, h0, (k.shape[-1], v.shape[-1]), reads_old)
+
+
+def delta_rule(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor,
+    decay: Tensor | None = None,
+    h0: Tensor | None = None,
+    *,
+    dim: int = 1,
+    chunk: int = 32,
+) -> tuple[Tensor, Tensor]:
+    """S[t] = D S[t-1] + beta[t] k[t] (v[t] - (D S[t-1])^T k[t])^T where D = diag(decay[t]), y[t] = q[t]^T S[t]."""
+
+    def step(state: Tensor, t: int) -> Tensor:
+        kept = state if decay is None else at(decay, t).unsqueeze(-1) * state
+        key = at(k, t).unsqueeze(-1)
+        return kept + at(beta, t).unsqueeze(-1) * key * (at(v, t).unsqueeze(-2) - key.mT @ kept)
+
+    at = _Steps(dim, (q, 1), (k, 1), (v, 1), (beta, 1), (decay, 1))
+    return _attend(step, at, q, h0, (k.shape[-1], v.shape[-1]), False)
 
 
 def max_plus_scan(a: Tensor, b: Tensor, h0: Tensor | None = None, *, dim: int = 1, reverse: bool = False) -> Tensor:

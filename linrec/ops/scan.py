@@ -1,7 +1,8 @@
 """Linear recurrences h[t] = a[t] h[t-1] + b[t] for all t at once, diagonal or dense, with derivatives of any order.
 
 The torch form is the scan over chunks of `linrec.ops.algebra`: it works on any device, divides by no decay and takes no
-logarithm of a gate. On a CPU a compiled loop (`cpu_scan`) takes over where it can, for diagonal transitions.
+logarithm of a gate. For diagonal transitions a compiled loop (`cpu_scan`) takes over on a CPU where it can, and on
+other devices what is registered for them (`dispatch`), as Triton's kernels (`triton_scan`) are for GPUs.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ from torch import Tensor
 from . import cpu_scan, reference
 from ._dtypes import broadcast_shape, compute_dtype, in_old_vmap, own_precision, result_dtype, time_axis
 from .algebra import Dense, Diagonal, Linear, scan_into
+from .dispatch import dispatched
 
 DIAGONAL, DENSE = Diagonal(), Dense()
 
 
+@dispatched
 def linear_scan(a: Tensor, b: Tensor, h0: Tensor | None = None, *, dim: int = 1, reverse: bool = False) -> Tensor:
     """All states of h[t] = a[t] * h[t-1] + b[t], where h[-1] = h0.
 

@@ -153,6 +153,15 @@ def _by(a: Any, b: Any) -> str:
     return ""
 
 
+def _seed(seed: int) -> None:
+    """Seed the generators whose states `undone` restores. A GPU that has not been used yet keeps its seed for its first
+    use, and has no state to restore: `torch.manual_seed` would replace that seed."""
+    if torch.cuda.is_available() and not torch.cuda.is_initialized():
+        torch.default_generator.manual_seed(seed)
+    else:
+        torch.manual_seed(seed)
+
+
 def _outcome(
     run: Any,
     plan: Plan,
@@ -165,7 +174,7 @@ def _outcome(
 ) -> dict[str, Any] | Exception:
     """Values and gradients of one run, by name."""
     with undone(module, parameters="leave"), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        _seed(seed)
         try:
             with (
                 torch.enable_grad(),

@@ -143,7 +143,16 @@ def test_bench(model: str, tmp_path: Path) -> None:
 def test_doctor() -> None:
     code, out, _ = call("doctor")
     assert code == Exit.OK
-    for part in ("linrec", "torch", "threads", "numba", "agrees with its reference"):
+    for part in (
+        "linrec",
+        "torch",
+        "threads",
+        "numba",
+        "triton",
+        "fla-core",
+        "scan_readout",
+        "agrees with its reference",
+    ):
         assert part in out
     assert json.loads(call("doctor", "--json")[1])["linrec"]
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
@@ -218,6 +219,16 @@ def test_the_torch_form_runs_elsewhere() -> None:
         run(h, a, x.requires_grad_()), x, torch.ones(2, *x.shape, dtype=x.dtype), is_grads_batched=True
     )
     assert counting.calls == 8 and batched[0].shape == (2, *x.shape)
+
+
+def test_no_kernel_is_made_for_another_device() -> None:
+    step = traced(lambda h, x: (0.5 * h + x,), torch.randn(3), torch.randn(3))
+    assert supported(step, 1, 1) is None
+    for node in step.graph.nodes:
+        if node.op == "placeholder":
+            with FakeTensorMode():
+                node.meta["val"] = torch.empty(3, device="cuda")
+    assert supported(step, 1, 1) == "a tensor is on a device of type cuda"
 
 
 def test_inputs_keep_their_dtype_under_a_mode() -> None:

@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from linrec import ops
 from linrec.ops import reference
@@ -94,6 +96,14 @@ for rev in (False, True):
     case(
         f"matrix-scan{tag}", "matrix_scan", lambda d, T: (d.stable(2, T, 2, 2), d(2, T, 2, 1), d(2, 2, 1)), reverse=rev
     )
+    case(
+        f"readout{tag}",
+        "scan_readout",
+        lambda d, T: (d(2, T, 3, 2, scale=0.8), d(2, T, 3, 2), d(2, T, 1, 2)),
+        reverse=rev,
+    )
+case("readout-h0", "scan_readout", lambda d, T: (d(3, 1, 2, scale=0.5), d(3, T, 2), d(2), d(3, 2)))
+case("readout-time-first", "scan_readout", lambda d, T: (d(T, 2, 2, scale=0.8), d(T, 1, 2), d(1, 2, 2), d(2)), dim=0)
 case("matrix-scan-broadcast", "matrix_scan", lambda d, T: (d.stable(T, 2, 1, 2, 2), d(3, 2, 3)), dim=0)
 case("scan-constant-drive", "linear_scan", lambda d, T: (d(2, T, 3, scale=0.8), d(1, 1, 3)))
 case("scan-broadcast-state", "linear_scan", lambda d, T: (d(2, T, 1, 3, scale=0.8), d(T, 2, 1), d(2, 3)))
@@ -165,6 +175,21 @@ case(
         d(2, T, 1, scale=0.5),
     ),
     chunk=8,
+)
+case(
+    "delta-rule",
+    "delta_rule",
+    lambda d, T: (d(2, T, 3), d(2, T, 3, scale=0.5), d(2, T, 2), d(2, T, 1, scale=0.5)),
+    chunk=16,
+)
+case(
+    "delta-rule-decay",
+    "delta_rule",
+    lambda d, T: (
+        *(d(T, 2, 3), d(T, 1, 3, scale=0.5), d(T, 2, 2), d(T, 2, 1, scale=0.5)),
+        *(d(1, 2, 3, scale=0.5), d(3, 2)),
+    ),
+    dim=0,
 )
 for name, make in (
     ("matrix_powers", lambda d, T: (d.stable(2, 3, 3), d(T))),
@@ -268,6 +293,37 @@ def test_inputs_are_left_alone(case: Case) -> None:
     case.run(*operands)
     for one, other in zip(operands, before, strict=True):
         assert torch.equal(one, other)
+
+
+class OnlyOn(TorchDispatchMode):
+    """Notes operators that give a tensor on another device; one number there is harmless."""
+
+    def __init__(self, device: str) -> None:
+        super().__init__()
+        self.device, self.elsewhere = device, set[str]()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for x in tree_leaves(result):
+            if isinstance(x, Tensor) and x.device.type != self.device and x.dim():
+                self.elsewhere.add(str(func))
+        return result
+
+
+@every_case
+def test_everything_is_made_where_the_operands_are(case: Case) -> None:
+    """On the meta device, which like a GPU takes no tensor in main memory."""
+    if case.name.startswith("max-times"):
+        pytest.skip("looks at values")
+    operands = [x.to("meta").requires_grad_() for x in case.make(Draw(torch.float32), 65)]
+    with OnlyOn("meta") as watch:
+        y = case.run(*operands)
+        y.square().sum().backward()
+    assert y.device.type == "meta" and watch.elsewhere <= HARMLESS
+
+
+HARMLESS = {"aten.arange.start", "aten.arange.default"}
+"""Indices may be in main memory."""
 
 
 @every_case
