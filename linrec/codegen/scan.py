@@ -22,6 +22,9 @@ from linrec.codegen.lanes import program
 from linrec.codegen.launch import Compiled, Run
 from linrec.codegen.signature import Signature
 from linrec.codegen.translate import translate
+from linrec.ir.scan import step_shapes
+from linrec.ops.opaque import Opaque, Shape
+from linrec.ops.precision import own_precision
 
 _RULES = (arrangement, contraction, pointwise)  # imported for the rules that they register
 _MOST = 32
@@ -95,7 +98,7 @@ def _build(step: fx.GraphModule, carries: int, xs: int, values: Sequence[Any]) -
     return Compiled(signature, carries, xs), outputs
 
 
-class CompiledScan(nn.Module):
+class CompiledScan(Opaque):
     """Same call as `linrec.ir.scan.Scan`: ``forward(length, carries, xs, consts) -> (*final_carries, *ys)``.
 
     Args:
@@ -123,9 +126,11 @@ class CompiledScan(nn.Module):
         # Addresses of functions mean nothing elsewhere.
         return self.__dict__ | {"_kernels": {}}
 
-    def forward(
-        self, length: int, carries: Sequence[Any], xs: Sequence[Tensor], consts: Sequence[Any]
-    ) -> tuple[Any, ...]:
+    def shapes(self, length: int, carries: Sequence[Any], xs: Sequence[Tensor], consts: Sequence[Any]) -> list[Shape]:
+        """Of `run`."""
+        return step_shapes(self.step, self.carries, length, [*carries, *(x[0] for x in xs), *consts])
+
+    def run(self, length: int, carries: Sequence[Any], xs: Sequence[Tensor], consts: Sequence[Any]) -> tuple[Any, ...]:
         """Run the loop: ``(*final_carries, *ys)``, every y of shape (length, ...)."""
         inputs = (*carries, *xs, *consts)
         found = self._find(length, inputs) if _plain(inputs) else None
@@ -289,6 +294,7 @@ class _Loop(torch.autograd.Function):
         return tuple(results)
 
     @staticmethod
+    @own_precision
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         saved = iter(ctx.saved_tensors)
         inputs = [ctx.numbers[i] if i in ctx.numbers else next(saved) for i in range(ctx.count)]

@@ -14,6 +14,7 @@ from linrec.capture.normalize import shape_of, value
 from linrec.ir.recurrence import LinearRecurrence
 from linrec.lowering.registry import Lowering, Site, coefficients, is_inexact, register, state_size
 from linrec.ops import lti_fft, lti_last, lti_scan
+from linrec.ops.opaque import opaque, states_shape
 
 aten = torch.ops.aten
 
@@ -165,6 +166,7 @@ class DenseScan(Lowering):
         return [(states, site.final(states, state))]
 
 
+@opaque(lambda A, b, h0, axis, length: states_shape(h0, length))
 def dense_states(A: Tensor, b: Tensor, h0: Tensor, axis: int, length: int) -> Tensor:
     """`lti_scan` over a leading time dimension, with the state's contracted dimension anywhere."""
     b = b.expand(length, *h0.shape).movedim(axis + 1, -1)
@@ -224,6 +226,7 @@ def _inputs(A: Tensor, B: Tensor, u: Tensor, h0: Tensor, axis: int, length: int)
     return B, u.expand(length, *rest, u.shape[-1]), h0.movedim(axis, -1)
 
 
+@opaque(lambda A, B, u, h0, axis, length: states_shape(h0, length))
 def convolved_states(A: Tensor, B: Tensor, u: Tensor, h0: Tensor, axis: int, length: int) -> Tensor:
     """All states of ``h[t] = A h[t-1] + B u[t]`` by FFT; by chunks where the impulse response grows."""
     B, u, start = _inputs(A, B, u, h0, axis, length)
@@ -232,6 +235,7 @@ def convolved_states(A: Tensor, B: Tensor, u: Tensor, h0: Tensor, axis: int, len
     return lti_fft(A, B, u, start, dim=0).movedim(-1, axis + 1)
 
 
+@opaque(lambda A, B, u, h0, axis, length: [(h0.shape, h0.dtype)])
 def convolved_last(A: Tensor, B: Tensor, u: Tensor, h0: Tensor, axis: int, length: int) -> Tensor:
     """The last state of ``h[t] = A h[t-1] + B u[t]`` by one product with the reversed impulse response."""
     B, u, start = _inputs(A, B, u, h0, axis, length)

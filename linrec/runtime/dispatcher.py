@@ -19,9 +19,12 @@ from torch.utils import _pytree as pytree
 from linrec.capture.discover import SHORT, find_time
 from linrec.capture.probe import unpacked
 from linrec.ir.obstruction import NotParallelizable, Obstruction, Refused
+from linrec.ops.opaque import is_traced
+from linrec.ops.precision import autocast_state, uncached_autocast
 from linrec.runtime.compile import Compiled, Options, compile_call
 from linrec.runtime.plan import Plan
 from linrec.runtime.state import frozen_state
+from linrec.runtime.traced import Traced, is_callable
 from linrec.runtime.validate import check_length
 
 MAX_SIGNATURES = 24
@@ -85,7 +88,7 @@ class Turns:
             self._compiling = me if free else None
         _inside.depth = getattr(_inside, "depth", 0) + 1
         try:
-            with unpacked():
+            with unpacked(), uncached_autocast():
                 yield free
         finally:
             _inside.depth -= 1
@@ -125,6 +128,7 @@ class Dispatcher:
         self.owner = False
         self.last_plan: Plan | None = None
         self.disabled = False
+        self.traced = Traced(self)
 
     @property
     def original(self) -> Any:
@@ -154,17 +158,25 @@ class Dispatcher:
     def __getstate__(self) -> dict[str, Any]:
         state = dict(self.__dict__)
         state.update(compiled={}, looked=set(), last_plan=None)
+        del state["traced"]
         state["settings"] = Settings(self.settings.when, self.settings.strict, Options(self.settings.options.validate))
         return state
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.traced = Traced(self)
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run a plan that holds for these arguments, or the original; the root's first calls compile."""
+        if torch.compiler.is_dynamo_compiling():
+            # Read by the compiler, so nothing but what it understands.
+            if self._wanted() and is_traced() and is_callable(self.traced, args, kwargs):
+                return self.traced.call(self.module, args, kwargs)
+            return self.original(*args, **kwargs)
         caller = sys._getframe(1).f_locals.get("self")
         if caller is not self.module and isinstance(caller, nn.Module) and caller.__dict__.get("forward") is self:
             # A shallow copy of the module (copy.copy, DataParallel) shares this object: it runs its own code.
             return type(caller).forward(caller, *args, **kwargs)
-        if torch.compiler.is_dynamo_compiling():
-            return self.original(*args, **kwargs)
         with self.settings.turns.running():
             return self._call(args, kwargs)
 
@@ -184,11 +196,12 @@ class Dispatcher:
     def _active(self) -> bool:
         if getattr(_inside, "depth", 0):
             return False
-        if self.settings.when == "training" and not self.module.training:
-            return False
-        if self.disabled or torch._C._functorch.peek_interpreter_stack() is not None:
+        if not self._wanted() or torch._C._functorch.peek_interpreter_stack() is not None:
             return False
         return not torch.is_inference_mode_enabled()
+
+    def _wanted(self) -> bool:
+        return not self.disabled and (self.settings.when != "training" or self.module.training)
 
     def _look(self, key: Hashable, spec: Any, leaves: list[Any]) -> None:
         """Find the modules that own a time loop in this call, and put a dispatcher in front of each."""
@@ -222,7 +235,7 @@ class Dispatcher:
             self._strictly(found)
             return self.original(*args, **kwargs)
         self._strictly(found)
-        length = _length(plan, tensors)
+        length = plan.length(tensors)
         if self.settings.options.validate and length > plan.checked:
             problem = self._check(plan, spec, leaves, length)
             if problem is not None:
@@ -232,14 +245,14 @@ class Dispatcher:
 
     def _admitted(self, found: Compiled, tensors: list[Tensor]) -> Plan | None:
         for plan in found.plans:
-            if plan.admits(self.module, tensors, _length(plan, tensors)):
+            if plan.admits(self.module, tensors, plan.length(tensors)):
                 return plan
         return None
 
     def _too_short(self, found: Compiled, tensors: list[Tensor]) -> bool:
         """Whether a new plan would not help: the call is shorter than what is traced, or a plan broke at its length."""
         for plan in found.plans:
-            length = _length(plan, tensors)
+            length = plan.length(tensors)
             if length < plan.min_length or (plan.broken_from is not None and length >= plan.broken_from[0]):
                 return True
         return len(found.plans) >= 16
@@ -268,6 +281,7 @@ class Dispatcher:
                 )
             if plan is not None:
                 found.plans.append(plan)
+                self.traced.offer(plan, leaves, *pytree.tree_unflatten(leaves, spec))
             # What forward does to the module's own numbers and containers holds for every call.
             self.disabled = any(o.id == "LR013" for o in obstructions)
             found.obstructions = [o for o in found.obstructions if o not in obstructions] + obstructions
@@ -316,12 +330,6 @@ def _clipped(leaves: list[Any]) -> Hashable:
     return tuple(tuple(min(s, 2 * SHORT) for s in x.shape) for x in leaves if isinstance(x, Tensor))
 
 
-def _length(plan: Plan, tensors: list[Tensor]) -> int:
-    axis = plan.axis
-    position = axis.tensor_leaves.index(axis.leaf)
-    return tensors[position].shape[axis.dim] - axis.dims[axis.leaf][axis.dim]
-
-
 def _may_be_longer(leaves: list[Any]) -> bool:
     """Whether nothing was found because the call is too short to tell."""
     return not any(isinstance(x, Tensor) and any(s >= SHORT for s in x.shape) for x in leaves)
@@ -348,8 +356,7 @@ def _signature(module: nn.Module, leaves: list[Any], spec: Any) -> Hashable:
     parts: list[Hashable] = [
         spec,
         torch.is_grad_enabled(),
-        torch.is_autocast_enabled("cpu"),
-        torch.is_autocast_enabled("cuda"),
+        autocast_state(),
     ]
     for x in leaves:
         if isinstance(x, Tensor):
@@ -380,8 +387,6 @@ def _hooked(module: nn.Module) -> bool:
 
 def _unsupported(module: nn.Module) -> Obstruction | None:
     """Why this module cannot be compiled in its present context, if so."""
-    if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
-        return Obstruction("LR014", "", "the call is made under autocast.")
     if _global_hooks():
         return Obstruction("LR008", "", "a global module hook is registered.")
     for name, sub in module.named_modules():
