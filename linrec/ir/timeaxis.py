@@ -58,6 +58,11 @@ def _packed(x: Tensor) -> tuple[int, ...]:
     return tuple(reversed(found))
 
 
+def size(x: Tensor, dim: int) -> int:
+    """The size of a dimension. Function transforms know no ``aten.sym_size``."""
+    return x.shape[dim]
+
+
 def counter(length: int, start: int, step: int, device: torch.device) -> Tensor:
     """The integers ``start + step * k`` for k < length: the time index where the program uses it as a number."""
     return torch.arange(length, device=device) * step + start

@@ -24,6 +24,7 @@ from linrec.ir.location import location
 from linrec.ir.obstruction import Obstruction, Refused, refuse
 from linrec.ir.recurrence import Recurrence
 from linrec.ir.scan import is_random, scan_nodes, scan_of
+from linrec.ir.timeaxis import size
 from linrec.ops.precision import autocast_state, no_autocast
 from linrec.passes import involved, standard
 from linrec.passes.base import Observer
@@ -233,11 +234,11 @@ def _rewritten(
     shapes = _shapes(longer, axis)
     guards = _guards(longer)
     result = standard(name, options.observe).run(graph_module)
-    restore_autograd_functions(graph_module)
-    for node in scan_nodes(graph_module):
-        restore_autograd_functions(scan_of(graph_module, node).step)
-        scan_of(graph_module, node).step.recompile()
-    graph_module.recompile()
+    for part in graph_module.modules():
+        if isinstance(part, fx.GraphModule):
+            restore_autograd_functions(part)
+            _python_sizes(part)
+            part.recompile()
     state = [_meta(module, s.name) if s.kind in ("parameter", "buffer", "attribute") else None for s in longer.sources]
     plan = Plan(
         graph_module=graph_module,
@@ -257,6 +258,12 @@ def _rewritten(
     if not result.recurrences:
         raise refuse("LR001", "The loop carries no state and holds no operator that could leave it.")
     return plan, result.changed_by
+
+
+def _python_sizes(graph_module: fx.GraphModule) -> None:
+    for node in graph_module.graph.nodes:
+        if node.op == "call_function" and node.target is torch.ops.aten.sym_size.int:
+            node.target = size
 
 
 def _naming(refused: Refused, extensions: list[Extension]) -> Refused:

@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 
 from linrec.capture.discover import SHORT, find_time
 from linrec.capture.probe import unpacked
+from linrec.codegen import torch_forms
 from linrec.ir.obstruction import NotParallelizable, Obstruction, Refused
 from linrec.ops.opaque import is_traced
 from linrec.ops.precision import autocast_state, uncached_autocast
@@ -183,6 +184,8 @@ class Dispatcher:
     def _call(self, args: Any, kwargs: Any) -> Any:
         if torch.compiler.is_compiling() or not self._active():
             return self.original(*args, **kwargs)
+        if torch._C._functorch.peek_interpreter_stack() is not None:
+            return self._transformed(args, kwargs)
         leaves, spec = pytree.tree_flatten((args, kwargs))
         if not _ordinary(leaves):
             return self.original(*args, **kwargs)
@@ -196,9 +199,7 @@ class Dispatcher:
     def _active(self) -> bool:
         if getattr(_inside, "depth", 0):
             return False
-        if not self._wanted() or torch._C._functorch.peek_interpreter_stack() is not None:
-            return False
-        return not torch.is_inference_mode_enabled()
+        return self._wanted() and not torch.is_inference_mode_enabled()
 
     def _wanted(self) -> bool:
         return not self.disabled and (self.settings.when != "training" or self.module.training)
@@ -242,6 +243,23 @@ class Dispatcher:
                 return self.original(*args, **kwargs)
         self.last_plan = plan
         return plan.run(self.module, tensors)
+
+    def _transformed(self, args: Any, kwargs: Any) -> Any:
+        """A call inside a transform of `torch.func`: by a plan that is there and checked at this length, in its torch
+        forms; by the original where there is none, or one of its operators does not know the transform."""
+        leaves, spec = pytree.tree_flatten((args, kwargs))
+        tensors = [x for x in leaves if isinstance(x, Tensor)]
+        if all(type(x) in (*_PLAIN, Tensor, nn.Parameter) for x in leaves):
+            found = self.compiled.get(_signature(self.module, leaves, spec))
+            plan = self._admitted(found, tensors) if found else None
+            checked = plan is not None and (plan.length(tensors) <= plan.checked or not self.settings.options.validate)
+            if plan is not None and checked and not plan.has_effects:
+                try:
+                    with torch_forms():
+                        return plan.run(self.module, tensors)
+                except Exception:  # nothing has been changed yet: the original says what it has to say
+                    pass
+        return self.original(*args, **kwargs)
 
     def _admitted(self, found: Compiled, tensors: list[Tensor]) -> Plan | None:
         for plan in found.plans:

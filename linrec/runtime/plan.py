@@ -100,6 +100,11 @@ class Plan:
         ]
 
     @property
+    def has_effects(self) -> bool:
+        """Whether a call does more than return something."""
+        return bool(self.attributes) or any(kind != "user" for kind, _ in self.outputs)
+
+    @property
     def written(self) -> set[str]:
         """The buffers that forward writes."""
         return {what for kind, what in self.outputs if kind == "buffer"}
