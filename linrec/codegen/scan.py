@@ -137,10 +137,14 @@ class CompiledScan(Opaque):
         if found is None:
             return tuple(self.fallback(length, carries, xs, consts))
         compiled, outputs = found
-        if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in inputs):
-            return tuple(_Loop.apply(self, compiled, length, outputs, *inputs))  # type: ignore[no-untyped-call]
-        with torch._C.DisableTorchFunction():
-            return tuple(compiled.forward(length, inputs, outputs, keep=False)[0])
+        try:
+            if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in inputs):
+                return tuple(_Loop.apply(self, compiled, length, outputs, *inputs))  # type: ignore[no-untyped-call]
+            with torch._C.DisableTorchFunction():
+                return tuple(compiled.forward(length, inputs, outputs, keep=False)[0])
+        except Exception as error:  # no kernel could be made for them: the torch form is there
+            self.reason = f"{type(error).__name__}: {error}"
+            return tuple(self.fallback(length, carries, xs, consts))
 
     def _find(self, length: int, inputs: Sequence[Any]) -> tuple[Compiled, Outputs] | None:
         first, last = self.carries, self.carries + self.xs
@@ -304,8 +308,12 @@ class _Loop(torch.autograd.Function):
             found = _by_torch(ctx.scan, ctx.length, inputs, grads, ctx.needed)
         else:
             run: Run = ctx.run
-            with torch._C.DisableTorchFunction():
-                found = ctx.compiled.backward(ctx.length, inputs, grads, ctx.stored, ctx.needed, run)
+            try:
+                with torch._C.DisableTorchFunction():
+                    found = ctx.compiled.backward(ctx.length, inputs, grads, ctx.stored, ctx.needed, run)
+            except Exception as error:  # no kernel could be made: the torch form is there
+                ctx.scan.reason = f"{type(error).__name__}: {error}"
+                found = _by_torch(ctx.scan, ctx.length, inputs, grads, ctx.needed)
         return (None, None, None, None, *(found.get(i) for i in range(ctx.count)))
 
 

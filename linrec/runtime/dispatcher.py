@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import os
 import sys
 import threading
 import warnings
@@ -37,6 +38,14 @@ MAX_WAIT = 60.0
 _compiling = threading.Lock()
 _inside = threading.local()
 
+
+def _forked() -> None:
+    global _compiling
+    _compiling = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_forked)
+
 _PLAIN = (int, float, complex, bool, str, type(None))
 
 
@@ -53,9 +62,18 @@ class Turns:
     the place of the parameters for a while, which no other thread may see."""
 
     def __init__(self) -> None:
+        self._begin()
+
+    def _begin(self) -> None:
         self._condition = threading.Condition()
         self._inside: dict[int, int] = {}
         self._compiling: int | None = None
+        self._process = os.getpid()
+
+    def _look_around(self) -> None:
+        """In a forked process the threads that were inside are gone, and will never leave."""
+        if self._process != os.getpid():
+            self._begin()
 
     def __reduce__(self) -> Any:
         return (Turns, ())
@@ -63,6 +81,7 @@ class Turns:
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
         """While this thread runs the model. Waits while another one compiles it."""
+        self._look_around()
         me = threading.get_ident()
         with self._condition:
             # The limit is for a forward that itself waits for a thread that calls the model.
@@ -80,6 +99,7 @@ class Turns:
     def alone(self) -> Iterator[bool]:
         """Whether this thread may compile. While it does, nested dispatchers run their originals, and a caller that
         packs saved tensors (activation checkpointing) sees nothing of it."""
+        self._look_around()
         me = threading.get_ident()
         if not _compiling.acquire(blocking=False):
             yield False
@@ -189,12 +209,22 @@ class Dispatcher:
         leaves, spec = pytree.tree_flatten((args, kwargs))
         if not _ordinary(leaves):
             return self.original(*args, **kwargs)
-        key = _signature(self.module, leaves, spec)
-        if self.root and key not in self.looked and (key, _clipped(leaves)) not in self.looked:
-            self._look(key, spec, leaves)
+        try:
+            key = _signature(self.module, leaves, spec)
+            if self.root and key not in self.looked and (key, _clipped(leaves)) not in self.looked:
+                self._look(key, spec, leaves)
+        except Exception as error:  # a bug of the compiler must never break the model
+            self._note(_failure(error))
+            return self.original(*args, **kwargs)
         if self.owner:
             return self._dispatch(key, spec, leaves, args, kwargs)
         return self.original(*args, **kwargs)
+
+    def _note(self, problem: Obstruction) -> None:
+        """Put an obstruction into the report that belongs to no signature."""
+        found = self.compiled.setdefault("failures", Compiled())
+        if problem not in found.obstructions:
+            found.obstructions.append(problem)
 
     def _active(self) -> bool:
         if getattr(_inside, "depth", 0):
@@ -210,6 +240,7 @@ class Dispatcher:
         with self.settings.turns.alone() as free:
             if not free:
                 return
+            self.looked.add(key)  # whatever comes of it, not at every call
             for axis in find_time(self.module, self.original, spec, leaves):
                 for owner in axis.owners:
                     if owner is self.module:
@@ -222,27 +253,43 @@ class Dispatcher:
             if not self.owner and not any(
                 isinstance(m.__dict__.get("forward"), Dispatcher) for m in names_of(self.module)
             ):
-                key = (key, _clipped(leaves))
-            self.looked.add(key)
+                # Nothing was found at this size; a longer call may show more.
+                self.looked.discard(key)
+                self.looked.add((key, _clipped(leaves)))
 
     def _dispatch(self, key: Hashable, spec: Any, leaves: list[Any], args: Any, kwargs: Any) -> Any:
         tensors = [x for x in leaves if isinstance(x, Tensor)]
+        try:
+            plan, length = self._plan(key, spec, leaves, tensors)
+        except NotParallelizable:
+            raise
+        except Exception as error:  # a bug of the compiler must never break the model
+            self._note(_failure(error))
+            plan, length = None, 0
+        if plan is None:
+            return self.original(*args, **kwargs)
+        self.last_plan = plan
+        try:
+            return plan.run(self.module, tensors)
+        except Exception as error:  # what the user's code does wrong, the original says better
+            result = self.original(*args, **kwargs)
+            text = f"at length {length} the rewritten graph fails: {type(error).__name__}: {error}."
+            self._broken(plan, length, Obstruction("LR010", "", text))
+            return result
+
+    def _plan(self, key: Hashable, spec: Any, leaves: list[Any], tensors: list[Tensor]) -> tuple[Plan | None, int]:
+        """The plan for a call, compiled and checked where that is due, and the length of the call."""
         found = self.compiled.get(key)
         plan = self._admitted(found, tensors) if found else None
         if plan is None and (found is None or (found.plans and not self._too_short(found, tensors))):
             found = self._compile(key, spec, leaves, found)
             plan = self._admitted(found, tensors) if found else None
-        if plan is None:
-            self._strictly(found)
-            return self.original(*args, **kwargs)
         self._strictly(found)
+        if plan is None:
+            return None, 0
         length = plan.length(tensors)
-        if self.settings.options.validate and length > plan.checked:
-            problem = self._check(plan, spec, leaves, length)
-            if problem is not None:
-                return self.original(*args, **kwargs)
-        self.last_plan = plan
-        return plan.run(self.module, tensors)
+        unchecked = self.settings.options.validate and length > plan.checked
+        return (None if unchecked and self._check(plan, spec, leaves, length) else plan), length
 
     def _transformed(self, args: Any, kwargs: Any) -> Any:
         """A call inside a transform of `torch.func`: by a plan that is there and checked at this length, in its torch
@@ -308,9 +355,8 @@ class Dispatcher:
         except Refused as refused:
             found = Compiled(obstructions=[refused.obstruction])
             self.compiled[key] = found
-        except Exception as error:  # a bug of the compiler must never break the model
-            text = f"the compiler failed with {type(error).__name__}: {error}"
-            found = Compiled(obstructions=[Obstruction("LR002", "", text)])
+        except Exception as error:  # as in _call
+            found = Compiled(obstructions=[_failure(error)])
             self.compiled[key] = found
         return found
 
@@ -331,11 +377,19 @@ class Dispatcher:
         if problem is None:
             plan.checked = length
         else:
-            plan.broken_from = (length, problem)
-            if self.settings.strict:
-                raise NotParallelizable([problem])
-            warnings.warn(f"linrec keeps the original code of {self.name or 'the model'}: {problem}", stacklevel=4)
+            self._broken(plan, length, problem)
         return problem
+
+    def _broken(self, plan: Plan, length: int, problem: Obstruction) -> None:
+        """Use a plan no more from a length on."""
+        plan.broken_from = (length, problem)
+        if self.settings.strict:
+            raise NotParallelizable([problem])
+        warnings.warn(f"linrec keeps the original code of {self.name or 'the model'}: {problem}", stacklevel=5)
+
+
+def _failure(error: Exception) -> Obstruction:
+    return Obstruction("LR002", "", f"the compiler failed with {type(error).__name__}: {error}")
 
 
 def names_of(module: nn.Module) -> list[nn.Module]:
