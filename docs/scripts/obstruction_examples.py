@@ -224,18 +224,16 @@ report = linrec.explain(Recorder(), torch.randn(2, 30, 3))
         """
 class Leaky(torch.nn.Module):
     def forward(self, x):
+        x = x.detach().requires_grad_()
         h, out = torch.zeros_like(x[:, 0]), []
         for t in range(x.shape[1]):
             h = 0.9 * h + x[:, t]
             out.append(h)
         return torch.stack(out, 1)
 
-model = linrec.parallelize(Leaky())
-with torch.autocast("cpu", dtype=torch.bfloat16):
-    model(torch.randn(2, 30, 3))
-report = linrec.report(model)
+report = linrec.explain(Leaky(), torch.randn(2, 30, 3))
 """,
-        advice="Under autocast, inside `torch.func` transforms and inside `torch.compile` the original runs.",
+        advice="Autocast, the transforms of `torch.func` and `torch.compile` are no obstacles.",
     ),
     "LR015": Example(
         LEAKY.format(update="0.9 * h + x[:, t] if x[:, t].sum() > 0 else 0.9 * h"),

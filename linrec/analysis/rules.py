@@ -10,6 +10,7 @@ import torch
 from torch import fx
 
 from linrec.analysis.polynomial import Atom, Factor, Monomial, NoRule, Polynomial, Space
+from linrec.capture.autocast import is_licence
 from linrec.capture.normalize import shape_of, value
 from linrec.ir.extension import enter, guarded
 
@@ -379,7 +380,8 @@ def _identity(algebra: Algebra, node: fx.Node, a: Any, **_: Any) -> Polynomial:
 @rule(aten._to_copy.default, aten.to.dtype, aten.to.device, aten.to.dtype_layout, aten.type_as.default)
 def _cast(algebra: Algebra, node: fx.Node, a: Any, *_: Any, **__: Any) -> Polynomial:
     before, after = value(node.args[0]).dtype, value(node).dtype
-    if torch.promote_types(before, after) != after or value(node.args[0]).device != value(node).device:
+    exact = is_licence(node) or torch.promote_types(before, after) == after
+    if not exact or value(node.args[0]).device != value(node).device:
         raise NoRule("a cast that rounds")
     return a  # type: ignore[no-any-return]
 

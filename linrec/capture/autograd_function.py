@@ -14,12 +14,15 @@ from torch import Tensor, fx
 from torch.autograd.function import FunctionCtx
 from torch.utils import _pytree as pytree
 
+from linrec.ops.opaque import Shape, opaque
+from linrec.ops.precision import AutocastState, autocast_as, autocast_state
+
 _LOCK = threading.Lock()
-_CALLS: list[tuple[Any, Any, tuple[Any, ...]]] = []
+_CALLS: list[tuple[Any, Any, tuple[Any, ...], AutocastState]] = []
 
 
 def _run_forward(key: int, tensors: list[Tensor]) -> list[Tensor]:
-    function, spec, statics = _CALLS[key]
+    function, spec, statics, _ = _CALLS[key]
     args = _assemble(spec, statics, tensors)
     if function.setup_context is not torch.autograd.function._SingleLevelFunction.setup_context:
         out = function.forward(*args)
@@ -71,21 +74,29 @@ def _register(function: Any, args: tuple[Any, ...]) -> tuple[int, list[Tensor]]:
     leaves, spec = pytree.tree_flatten(args)
     tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
     statics = tuple(_TENSOR if isinstance(leaf, Tensor) else leaf for leaf in leaves)
+    state = autocast_state()
     with _LOCK:
-        for key, (known, known_spec, known_statics) in enumerate(_CALLS):
+        for key, (known, known_spec, known_statics, known_state) in enumerate(_CALLS):
             same = len(statics) == len(known_statics) and all(
                 a is b or (type(a) is type(b) and a == b) for a, b in zip(statics, known_statics, strict=True)
             )
-            if known is function and known_spec == spec and same:
+            if known is function and known_spec == spec and known_state == state and same:
                 return key, tensors
-        _CALLS.append((function, spec, statics))
+        _CALLS.append((function, spec, statics, state))
         return len(_CALLS) - 1, tensors
 
 
+def _shapes(key: int, tensors: list[Tensor]) -> list[Shape]:
+    with autocast_as(_CALLS[key][3]):
+        return [(x.shape, x.dtype) for x in _run_forward(key, tensors)]
+
+
+@opaque(_shapes, listed=True)
 def apply_autograd_function(key: int, tensors: list[Tensor]) -> list[Tensor]:
     """Run the recorded ``Function.apply`` with its own backward (what a rewritten graph calls)."""
-    function, spec, statics = _CALLS[key]
-    out = function.apply(*_assemble(spec, statics, tensors))
+    function, spec, statics, state = _CALLS[key]
+    with autocast_as(state):
+        out = function.apply(*_assemble(spec, statics, tensors))
     return list(out) if isinstance(out, tuple) else [out]
 
 

@@ -25,9 +25,12 @@ from torch.fx.traceback import annotate, preserve_node_meta
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from linrec.capture.autocast import has_regions, mark_casts, protect_casts, write_casts
 from linrec.capture.autograd_function import opaque_autograd_functions
 from linrec.ir.location import USER_FRAME, is_library, location, note
 from linrec.ir.obstruction import Refused, refuse
+from linrec.ir.scan import fresh_name
+from linrec.ops.precision import is_autocast, no_autocast
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,7 @@ class Trace:
         out_leaves: the returned leaves; graph outputs are marked by `None`-holding slots in `user_slots`.
         attributes: for each assigned attribute: (module path, attribute name, pytree spec, leaves).
         length: the length traced.
+        mixed: whether autocast had a part in it, from outside or by a region inside forward.
     """
 
     graph_module: fx.GraphModule
@@ -63,6 +67,7 @@ class Trace:
     out_leaves: list[Any]
     attributes: list[tuple[str, str, Any, list[Any]]] = field(default_factory=list)
     length: int = 0
+    mixed: bool = False
 
 
 class _Slot:
@@ -235,7 +240,8 @@ class _Flat(nn.Module):
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    loggers = [logging.getLogger(name) for name in ("torch.export", "torch._export", "torch.fx", "torch._dynamo")]
+    names = ("torch.export", "torch._export", "torch.fx", "torch._dynamo", "torch._subclasses")
+    loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)
@@ -263,7 +269,10 @@ def _inline_in(graph_module: fx.GraphModule) -> None:
         if node.op != "call_function":
             continue
         if node.target is torch.ops.higher_order.wrap_with_autocast:
-            raise refuse("LR014", "An autocast region inside forward is not supported.")
+            region = graph_module.get_submodule(str(node.args[4].target))
+            assert isinstance(region, fx.GraphModule)
+            _inline_in(region)
+            region.recompile()
         if node.target is not hop:
             continue
         enabled, body, *operands = node.args
@@ -278,6 +287,10 @@ def _inline_in(graph_module: fx.GraphModule) -> None:
             for inner in sub.graph.nodes:
                 if inner.op == "output":
                     results = fx.map_arg(inner.args[0], lambda n, env=env: env[n])
+                elif inner.op == "get_attr":
+                    name = fresh_name(graph_module, f"{body.target}_{inner.target}".replace(".", "_"))
+                    graph_module.add_module(name, sub.get_submodule(str(inner.target)))
+                    env[inner] = graph_module.graph.get_attr(name)
                 elif inner.op != "placeholder":
                     env[inner] = graph_module.graph.node_copy(inner, lambda n, env=env: env[n])
             final = []
@@ -312,7 +325,7 @@ def trace(module: nn.Module, forward: Any, spec: Any, leaves: Sequence[Any], dyn
         dynamic: for each tensor leaf, a dict {dim: Dim.AUTO} of the dimensions to keep symbolic, or None.
 
     Raises:
-        Refused: LR002 or LR015 where ``torch.export`` fails, LR014 for autocast regions.
+        Refused: LR002 or LR015 where ``torch.export`` fails, LR014 where forward switches gradient on.
     """
     tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
     flat = _Flat(module, spec, leaves, forward)
@@ -325,8 +338,15 @@ def trace(module: nn.Module, forward: Any, spec: Any, leaves: Sequence[Any], dyn
             try:
                 program = torch.export.export(flat, (tensors,), dynamic_shapes=(list(dynamic),), strict=False)
                 _inline_grad_modes(program)
-                if _mutates(program.graph):
-                    program = program.run_decompositions({})
+                mixed = is_autocast() or has_regions(program.graph_module)
+                if mixed:
+                    protect_casts(program.graph_module)
+                written = mixed and write_casts(program.graph_module)
+                if (mixed and not written) or _mutates(program.graph):
+                    with no_autocast() if written else contextlib.nullcontext():
+                        program = program.run_decompositions({})
+                if mixed:
+                    mark_casts(program.graph)
             except Refused:
                 raise
             except Exception as error:
@@ -335,7 +355,9 @@ def trace(module: nn.Module, forward: Any, spec: Any, leaves: Sequence[Any], dyn
         torch.set_rng_state(rng)
         restore_attributes(saved)
     out_spec, out_leaves, attributes = flat.results.value
-    return _as_trace(program, module, out_spec, out_leaves, attributes)
+    result = _as_trace(program, module, out_spec, out_leaves, attributes)
+    result.mixed = mixed
+    return result
 
 
 @contextlib.contextmanager

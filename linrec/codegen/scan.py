@@ -22,7 +22,10 @@ from linrec.codegen.lanes import program
 from linrec.codegen.launch import Compiled, Run
 from linrec.codegen.signature import Signature
 from linrec.codegen.translate import translate
+from linrec.ir.scan import step_shapes
 from linrec.ir.sizes import hint
+from linrec.ops.opaque import Opaque, Shape
+from linrec.ops.precision import own_precision
 
 _RULES = (arrangement, contraction, pointwise)  # imported for the rules that they register
 _MOST = 32
@@ -94,7 +97,7 @@ def _build(step: fx.GraphModule, carries: int, xs: int, values: Sequence[Any]) -
     return Compiled(signature, carries, xs), outputs
 
 
-class CompiledScan(nn.Module):
+class CompiledScan(Opaque):
     """Same call as `linrec.ir.scan.Scan`: ``forward(length, carries, xs, consts) -> (*final_carries, *ys)``.
 
     Args:
@@ -122,19 +125,25 @@ class CompiledScan(nn.Module):
         # Addresses of functions mean nothing elsewhere.
         return self.__dict__ | {"_kernels": {}}
 
-    def forward(
-        self, length: int, carries: Sequence[Any], xs: Sequence[Tensor], consts: Sequence[Any]
-    ) -> tuple[Any, ...]:
+    def shapes(self, length: int, carries: Sequence[Any], xs: Sequence[Tensor], consts: Sequence[Any]) -> list[Shape]:
+        """Of `run`."""
+        return step_shapes(self.step, self.carries, length, [*carries, *(x[0] for x in xs), *consts])
+
+    def run(self, length: int, carries: Sequence[Any], xs: Sequence[Tensor], consts: Sequence[Any]) -> tuple[Any, ...]:
         """Run the loop: ``(*final_carries, *ys)``, every y of shape (length, ...)."""
         inputs = (*carries, *xs, *consts)
         found = self._find(length, inputs) if _plain(inputs) else None
         if found is None:
             return tuple(self.fallback(length, carries, xs, consts))
         compiled, outputs = found
-        if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in inputs):
-            return tuple(_Loop.apply(self, compiled, length, outputs, *inputs))  # type: ignore[no-untyped-call]
-        with torch._C.DisableTorchFunction():
-            return tuple(compiled.forward(length, inputs, outputs, keep=False)[0])
+        try:
+            if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in inputs):
+                return tuple(_Loop.apply(self, compiled, length, outputs, *inputs))  # type: ignore[no-untyped-call]
+            with torch._C.DisableTorchFunction():
+                return tuple(compiled.forward(length, inputs, outputs, keep=False)[0])
+        except Exception as error:  # no kernel could be made for them: the torch form is there
+            self.reason = f"{type(error).__name__}: {error}"
+            return tuple(self.fallback(length, carries, xs, consts))
 
     def _find(self, length: int, inputs: Sequence[Any]) -> tuple[Compiled, Outputs] | None:
         first, last = self.carries, self.carries + self.xs
@@ -288,6 +297,7 @@ class _Loop(torch.autograd.Function):
         return tuple(results)
 
     @staticmethod
+    @own_precision
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         saved = iter(ctx.saved_tensors)
         inputs = [ctx.numbers[i] if i in ctx.numbers else next(saved) for i in range(ctx.count)]
@@ -297,8 +307,12 @@ class _Loop(torch.autograd.Function):
             found = _by_torch(ctx.scan, ctx.length, inputs, grads, ctx.needed)
         else:
             run: Run = ctx.run
-            with torch._C.DisableTorchFunction():
-                found = ctx.compiled.backward(ctx.length, inputs, grads, ctx.stored, ctx.needed, run)
+            try:
+                with torch._C.DisableTorchFunction():
+                    found = ctx.compiled.backward(ctx.length, inputs, grads, ctx.stored, ctx.needed, run)
+            except Exception as error:  # no kernel could be made: the torch form is there
+                ctx.scan.reason = f"{type(error).__name__}: {error}"
+                found = _by_torch(ctx.scan, ctx.length, inputs, grads, ctx.needed)
         return (None, None, None, None, *(found.get(i) for i in range(ctx.count)))
 
 

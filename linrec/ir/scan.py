@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from linrec.ops.opaque import Opaque, Shape
 
-class Scan(torch.nn.Module):
+
+class Scan(Opaque):
     """A loop over time with carries, per-step inputs (xs), invariants and per-step outputs (ys), as in ``lax.scan``.
 
     The step graph takes ``(*carries, *xs, *consts)`` and returns ``(*new_carries, *ys)``. Called with the number of
@@ -29,9 +31,7 @@ class Scan(torch.nn.Module):
         self.carries = carries
         self.xs = xs
 
-    def forward(
-        self, length: int, carries: Sequence[Any], xs: Sequence[Tensor], consts: Sequence[Any]
-    ) -> tuple[Any, ...]:
+    def run(self, length: int, carries: Sequence[Any], xs: Sequence[Tensor], consts: Sequence[Any]) -> tuple[Any, ...]:
         """Run the loop one step at a time: ``(*final_carries, *ys)``, every y of shape (length, ...)."""
         rows = [x.unbind(0) for x in xs]
         state = tuple(carries)
@@ -44,6 +44,16 @@ class Scan(torch.nn.Module):
             for column, y in zip(collected, ys, strict=True):
                 column.append(y)
         return (*state, *(torch.stack(column) for column in collected or []))
+
+    def shapes(self, length: int, carries: Sequence[Any], xs: Sequence[Tensor], consts: Sequence[Any]) -> list[Shape]:
+        """Of `run`."""
+        return step_shapes(self.step, self.carries, length, [*carries, *(x[0] for x in xs), *consts])
+
+
+def step_shapes(step: fx.GraphModule, carries: int, length: int, inputs: Sequence[Any]) -> list[Shape]:
+    """Of what a loop returns, from fake inputs of one step."""
+    out = step(*inputs)
+    return [((*x.shape,) if i < carries else (length, *x.shape), x.dtype) for i, x in enumerate(out)]
 
 
 def scan_of(graph_module: fx.GraphModule, node: fx.Node) -> Scan:

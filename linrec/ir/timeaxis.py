@@ -43,7 +43,8 @@ def unsteps(
     # Contiguous, as the result of stack and cat is: later code may depend on the strides (view, the order of draws).
     # And a copy, as theirs is: the caller may write into it, while a scan has saved its states for backward.
     taken = steps(ys, dim, start, step, length).movedim(0, into)
-    if not (fresh and getattr(ys.grad_fn, "notices_writes", False) and taken.stride() == _packed(taken)):
+    watched = fresh and not torch.compiler.is_compiling()
+    if not (watched and getattr(ys.grad_fn, "notices_writes", False) and taken.stride() == _packed(taken)):
         taken = taken.clone(memory_format=torch.contiguous_format)
     return taken.flatten(into, into + 1) if joined else taken
 
@@ -55,6 +56,11 @@ def _packed(x: Tensor) -> tuple[int, ...]:
         found.append(total)
         total *= max(size, 1)
     return tuple(reversed(found))
+
+
+def size(x: Tensor, dim: int) -> int:
+    """The size of a dimension. Function transforms know no ``aten.sym_size``."""
+    return x.shape[dim]
 
 
 def counter(length: int, start: int, step: int, device: torch.device) -> Tensor:

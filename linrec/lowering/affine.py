@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from linrec.analysis.polynomial import Axis, Index, Monomial, NoRule, Polynomial
 from linrec.capture.normalize import shape_of
@@ -15,20 +15,25 @@ from linrec.lowering.cost import Work
 from linrec.lowering.emission import Emitter
 from linrec.lowering.registry import Lowering, Site, coefficients, is_inexact, register, state_bytes, state_size
 from linrec.ops.affine import AffineProgram, Term, affine_scan
+from linrec.ops.opaque import Opaque, Shape
 
 _LETTERS = "abcdefghijklmnopqrstuvwxABCDEFGHIJKLMNOPQRSTUVWX"
 MAX_MIXED = 1024
 """The largest number of mixed state elements for which a basis is run through a chunk."""
 
 
-class AffineScan(nn.Module):
+class AffineScan(Opaque):
     """`affine_scan` with its program, as a module of a graph. Called with drives, operands, initial states, length."""
 
     def __init__(self, program: AffineProgram) -> None:
         super().__init__()
         self.program = program
 
-    def forward(self, drives: list[Tensor], operands: list[Tensor], initial: list[Tensor], length: int) -> list[Tensor]:
+    def shapes(self, drives: list[Tensor], operands: list[Tensor], initial: list[Tensor], length: int) -> list[Shape]:
+        """Of `run`."""
+        return [((length, *h.shape), h.dtype) for h in initial]
+
+    def run(self, drives: list[Tensor], operands: list[Tensor], initial: list[Tensor], length: int) -> list[Tensor]:
         """See `linrec.ops.affine.affine_scan`."""
         full = [b.expand(length, *h.shape) for b, h in zip(drives, initial, strict=True)]
         return affine_scan(self.program, full, operands, initial, length)

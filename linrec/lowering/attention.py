@@ -25,6 +25,7 @@ from linrec.lowering.cost import Work
 from linrec.lowering.emission import Emitter
 from linrec.lowering.registry import Lowering, Site, is_inexact, register
 from linrec.ops import dplr_attention, linear_attention
+from linrec.ops.opaque import Shape, opaque
 
 aten = torch.ops.aten
 CHUNK = 32
@@ -66,6 +67,8 @@ def form_of(recurrence: LinearRecurrence, site: Site) -> Form | None:
     if len(recurrence.states) != 1 or not site.readouts or not is_inexact(recurrence):
         return None
     (state,) = recurrence.states
+    if any(value(r.node).dtype != value(state).dtype for r in site.readouts):
+        return None
     opened = Algebra(set(recurrence.states), recurrence.algebra.core, expand=True)
     p = opened.of(_update(state))
     form = Form(opened, p.axes)
@@ -233,26 +236,26 @@ class ChunkedAttention(Lowering):
         form = form_of(recurrence, site)
         assert form is not None
         (state,) = recurrence.states
-        emitter = Emitter(site.vectorizer, form.algebra, state)
+        emitter, dtype = Emitter(site.vectorizer, form.algebra, state), value(state).dtype
         writes = [
-            (_tensor(emitter, k, form.side(form.keys)), _tensor(emitter, v, form.side(form.values)))
+            (_tensor(emitter, k, form.side(form.keys), dtype), _tensor(emitter, v, form.side(form.values), dtype))
             for k, v in form.writes
         ]
         ranks = [
-            (_tensor(emitter, u, form.side(form.keys)), _tensor(emitter, w, form.side(form.keys, axes)))
+            (_tensor(emitter, u, form.side(form.keys), dtype), _tensor(emitter, w, form.side(form.keys, axes), dtype))
             for u, w, axes in form.ranks
         ]
         decay = None
         if form.decay:
-            decay = _tensor(emitter, form.decay, form.side(form.values if form.by_value else form.keys))
+            decay = _tensor(emitter, form.decay, form.side(form.values if form.by_value else form.keys), dtype)
         dims = (form.batch, form.keys, form.values)
         last: fx.Node | None = None
         for readout in site.readouts:
             query = self._query(site, form, readout)
-            args = (query, writes, ranks, decay, site.initial[0], dims, site.vectorizer.length)
-            flags = {"by_value": form.by_value, "reads_old": readout.state is state}
+            operands = (query, writes, ranks, decay, site.initial[0], dims, site.vectorizer.length)
+            args = (*operands, form.by_value, readout.state is state)
             shape = [value(state).shape[d] for d in (*form.batch, *form.values)]
-            y, last = site.pair(attention, args, flags, readout.node, shape)
+            y, last = site.pair(attention, args, readout.node, shape)
             site.read[readout.node] = self._result(site, form, readout, y)
         assert last is not None
         return [(None, last)]
@@ -268,7 +271,7 @@ class ChunkedAttention(Lowering):
                 terms.append(Monomial(rest.coefficient, tuple(f.substitute(names) for f in rest.factors)))
         assert first is not None
         emitter = Emitter(site.vectorizer, readout.algebra, readout.node)
-        return _tensor(emitter, tuple(terms), form.side(form.keys, first))
+        return _tensor(emitter, tuple(terms), form.side(form.keys, first), value(readout.node).dtype)
 
     def _result(self, site: Site, form: Form, readout: Readout, y: fx.Node) -> fx.Node:
         """The readout from (T, *lanes, *values), with its dimensions in order and what it adds."""
@@ -295,12 +298,30 @@ class ChunkedAttention(Lowering):
         return node
 
 
-def _tensor(emitter: Emitter, terms: Terms, axes: Axes) -> fx.Node:
+def _tensor(emitter: Emitter, terms: Terms, axes: Axes, dtype: torch.dtype) -> fx.Node:
     node = emitter.terms(terms, axes)
     assert node is not None
+    if value(node).dtype != dtype:
+        node = emitter._emit(aten._to_copy.default, node, dtype=dtype)
     return node
 
 
+def _shapes(
+    query: Tensor,
+    writes: Any,
+    ranks: Any,
+    decay: Any,
+    initial: Tensor,
+    dims: Sequence[Sequence[int]],
+    length: int,
+    by_value: bool = False,
+    reads_old: bool = False,
+) -> list[Shape]:
+    batch, _, values = dims
+    return [((length, *(initial.shape[d] for d in (*batch, *values))), initial.dtype), (initial.shape, initial.dtype)]
+
+
+@opaque(_shapes, listed=True)
 def attention(
     query: Tensor,
     writes: Sequence[tuple[Tensor, Tensor]],
@@ -309,10 +330,9 @@ def attention(
     initial: Tensor,
     dims: tuple[Sequence[int], Sequence[int], Sequence[int]],
     length: int,
-    *,
     by_value: bool = False,
     reads_old: bool = False,
-) -> tuple[Tensor, Tensor]:
+) -> list[Tensor]:
     """The readout (T, *lanes, *values) and the last state of a matrix state.
 
     Args:
@@ -364,7 +384,7 @@ def attention(
             y, last = y + more, last + rest
     shape = [initial.shape[d] for d in order]
     last = last.reshape(shape).permute([order.index(d) for d in range(len(order))])
-    return y.reshape(length, *lanes, *(initial.shape[d] for d in values)), last.to(initial.dtype)
+    return [y.reshape(length, *lanes, *(initial.shape[d] for d in values)), last.to(initial.dtype)]
 
 
 register(ChunkedAttention())

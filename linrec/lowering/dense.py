@@ -26,6 +26,7 @@ from linrec.lowering.registry import (
     state_size,
 )
 from linrec.ops import lti_fft, lti_last, lti_scan
+from linrec.ops.opaque import opaque, states_shape
 from linrec.ops.response import backwards, response
 
 aten = torch.ops.aten
@@ -182,6 +183,7 @@ class DenseScan(Lowering):
         return [(states, site.final(states, state))]
 
 
+@opaque(lambda A, b, h0, axis, length: states_shape(h0, length))
 def dense_states(A: Tensor, b: Tensor, h0: Tensor, axis: int, length: int) -> Tensor:
     """`lti_scan` over a leading time dimension, with the state's contracted dimension anywhere."""
     b = b.expand(length, *h0.shape).movedim(axis + 1, -1)
@@ -274,6 +276,7 @@ def convolution_inputs(
     return B, u.expand(length, *rest, u.shape[-1]), h0.movedim(axis, -1)
 
 
+@opaque(lambda A, B, u, h0, axis, length, started=True: states_shape(h0, length))
 def convolved_states(
     A: Tensor, B: Tensor, u: Tensor, h0: Tensor, axis: int, length: int, started: bool = True
 ) -> Tensor:
@@ -285,6 +288,7 @@ def convolved_states(
     return lti_fft(A, B, u, start if started else None, dim=0, response=kernel).movedim(-1, axis + 1)
 
 
+@opaque(lambda A, B, u, h0, axis, length, started=True: [(h0.shape, h0.dtype)])
 def convolved_last(A: Tensor, B: Tensor, u: Tensor, h0: Tensor, axis: int, length: int, started: bool = True) -> Tensor:
     """The last state of ``h[t] = A h[t-1] + B u[t]`` by one product with the reversed impulse response."""
     B, u, start = convolution_inputs(A, B, u, h0, axis, length)

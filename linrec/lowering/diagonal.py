@@ -11,6 +11,7 @@ from linrec.ir.recurrence import LinearRecurrence
 from linrec.lowering.cost import Work
 from linrec.lowering.registry import Lowering, Site, coefficients, is_inexact, register, state_bytes, state_size
 from linrec.ops import linear_scan
+from linrec.ops.opaque import opaque, states_shape
 
 aten = torch.ops.aten
 
@@ -82,6 +83,7 @@ def _kept(recurrence: LinearRecurrence, site: Site) -> fx.Node | None:
     return site.vectorizer.emit(aten.ne.Scalar, (total, 0), recurrence.states[0])
 
 
+@opaque(lambda a, b, h0, length, kept: states_shape(h0, length))
 def scan_states(a: Tensor, b: Tensor, h0: Tensor, length: int, kept: Tensor | None = None) -> Tensor:
     """`linear_scan` over a leading time dimension, where decay and drive may be constant in time or over the state.
 

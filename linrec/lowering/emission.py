@@ -3,6 +3,7 @@ steps at once."""
 
 from __future__ import annotations
 
+import functools
 import math
 import operator
 from collections.abc import Sequence
@@ -152,6 +153,8 @@ class Emitter:
             inputs.append(("" if steady and timed else "t") + labels)
             nodes.append(node)
         present = [i for i in order if i in names]
+        dtype = functools.reduce(torch.promote_types, (value(node).dtype for node in nodes))
+        nodes = [n if value(n).dtype == dtype else self._emit(aten._to_copy.default, n, dtype=dtype) for n in nodes]
         equation = ",".join(inputs) + "->t" + "".join(names[i] for i in present)
         return self._spread((self._emit(aten.einsum.default, equation, nodes), present), order)
 

@@ -28,6 +28,7 @@ from linrec.lowering.dense import (
 from linrec.lowering.emission import Emitter
 from linrec.lowering.registry import Site, register, state_size
 from linrec.ops import lti_readout, lti_scan
+from linrec.ops.opaque import Shape, opaque
 from linrec.ops.response import response
 
 aten = torch.ops.aten
@@ -90,6 +91,8 @@ class FoldedConvolution(DenseConvolution):
         """Whether all that is read of the states is constant matrices times the new state."""
         if not site.readouts or not super().applies(recurrence, site):
             return False
+        if any(value(r.node).dtype != value(recurrence.states[0]).dtype for r in site.readouts):
+            return False
         return all(matrix_of(r, recurrence) is not None for r in site.readouts)
 
     def cost(self, recurrence: LinearRecurrence, site: Site, length: int) -> Work:
@@ -144,6 +147,13 @@ class FoldedConvolution(DenseConvolution):
         return node
 
 
+def _shape(
+    A: Tensor, B: Tensor, C: Tensor, u: Tensor, h0: Tensor, axis: int, length: int, started: bool = True
+) -> list[Shape]:
+    return [((length, *h0.shape[:axis], *h0.shape[axis + 1 :], C.shape[1]), h0.dtype)]
+
+
+@opaque(_shape)
 def convolved_readout(
     A: Tensor, B: Tensor, C: Tensor, u: Tensor, h0: Tensor, axis: int, length: int, started: bool = True
 ) -> Tensor:

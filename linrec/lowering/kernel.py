@@ -5,24 +5,29 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from linrec.ir.extension import Extension, ExtensionError, guarded, origin
 from linrec.ir.recurrence import LinearRecurrence
 from linrec.lowering.dense import is_plain_matrix, transition_matrix
 from linrec.lowering.registry import Lowering, Site, coefficients, is_inexact, register, state_size
+from linrec.ops.opaque import Opaque, Shape, states_shape
 
 KINDS = ("diagonal", "dense")
 
 
-class _Kernel(nn.Module):
+class _Kernel(Opaque):
     """A kernel as a module of a graph: gives it full tensors, and looks at what comes back."""
 
     def __init__(self, name: str, function: Callable[..., Tensor], kind: str) -> None:
         super().__init__()
         self.name, self.function, self.kind = name, function, kind
 
-    def forward(self, a: Tensor, b: Tensor, h0: Tensor, length: int) -> list[Tensor]:
+    def shapes(self, a: Tensor, b: Tensor, h0: Tensor, length: int) -> list[Shape]:
+        """Of `run`."""
+        return states_shape(h0, length)
+
+    def run(self, a: Tensor, b: Tensor, h0: Tensor, length: int) -> list[Tensor]:
         """All states from transition, drive (T or 1, *state) and the initial state, as a list of one."""
         if self.kind == "diagonal":
             a = a.expand(length, *h0.shape)

@@ -78,14 +78,12 @@ class Site:
         call.meta["val"] = [value(n) for n in found]
         return found
 
-    def pair(
-        self, target: Any, args: tuple[Any, ...], flags: dict[str, Any], like: fx.Node, shape: Sequence[Any]
-    ) -> tuple[fx.Node, fx.Node]:
+    def pair(self, target: Any, args: tuple[Any, ...], like: fx.Node, shape: Sequence[Any]) -> tuple[fx.Node, fx.Node]:
         """Write a call whose results are a value of some shape for all steps, (length, *shape), and the last state."""
         graph, length = self.vectorizer.graph, value(self.vectorizer.length)
         state = self.initial[0]
         with graph.inserting_before(self.vectorizer.before):
-            call = graph.call_function(target, args, flags)
+            call = graph.call_function(target, args)
             found = [graph.call_function(operator.getitem, (call, i)) for i in range(2)]
         with value(state).fake_mode:
             values = value(state).new_empty((length, *shape)), value(state).new_empty(tuple(value(state).shape))

@@ -12,6 +12,7 @@ from linrec.analysis.vectorize import Steps
 from linrec.capture.normalize import value
 from linrec.lowering.registry import Site
 from linrec.lowering.semirings import SCANS
+from linrec.ops.opaque import opaque, states_shape
 
 aten = torch.ops.aten
 
@@ -36,6 +37,7 @@ def emit(recurrence: SemiringRecurrence, site: Site) -> fx.Node:
     return site.call(semiring_states, args, state)
 
 
+@opaque(lambda kind, a, b, h0, length: states_shape(h0, length))
 def semiring_states(kind: str, a: Tensor | float | None, b: Tensor, h0: Tensor, length: int) -> Tensor:
     """All states of ``m[t] = join(m[t-1] + a[t], b[t])`` (or times a[t]), (T, *state); `a` None for 0."""
     if not isinstance(a, Tensor):

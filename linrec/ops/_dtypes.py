@@ -2,15 +2,8 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
-from typing import ParamSpec, TypeVar
-
 import torch
 from torch import Tensor
-
-_P = ParamSpec("_P")
-_R = TypeVar("_R")
 
 _WIDER = {torch.bfloat16: torch.float32, torch.float16: torch.float32, torch.complex32: torch.complex64}
 
@@ -63,17 +56,3 @@ def chunk_views(x: Tensor, body: slice, chunk: int) -> Tensor:
     """The steps of `x` (T, ...) within `body` as (chunk, chunks, ...), a view: step within its chunk, then chunk."""
     x = x[body]
     return x.view(-1, chunk, *x.shape[1:]).transpose(0, 1)
-
-
-def own_precision(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Make `function` compute in the dtypes it chooses itself, whatever autocast would have its products take."""
-
-    @functools.wraps(function)
-    def wrapped(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-        device = next((x.device.type for x in (*args, *kwargs.values()) if isinstance(x, Tensor)), "cpu")
-        if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
-            return function(*args, **kwargs)
-        with torch.autocast(device, enabled=False):
-            return function(*args, **kwargs)
-
-    return wrapped

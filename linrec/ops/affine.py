@@ -12,6 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ._dtypes import compute_dtype
+from .precision import own_precision
+
 
 @dataclass(frozen=True)
 class Term:
@@ -197,8 +200,20 @@ def affine_scan(
         length: T.
 
     Returns:
-        One tensor per state, (T, *state). No division, no logarithm: as stable as the loop.
+        One tensor per state, (T, *state), in its dtype; half precision is computed in float32. No division, no
+        logarithm: as stable as the loop.
     """
+    dtypes = [h.dtype for h in initial]
+    drives, operands, initial = ([x.to(compute_dtype(x.dtype)) for x in xs] for xs in (drives, operands, initial))
+    return [
+        h.to(dtype) for h, dtype in zip(_affine_scan(program, drives, operands, initial, length), dtypes, strict=True)
+    ]
+
+
+@own_precision
+def _affine_scan(
+    program: AffineProgram, drives: Sequence[Tensor], operands: Sequence[Tensor], initial: Sequence[Tensor], length: int
+) -> list[Tensor]:
     starts = [h.unsqueeze(0).unsqueeze(-1) for h in initial]
     if length <= 16:
         return _by_steps(program, drives, operands, starts, length)

@@ -9,10 +9,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._dtypes import compute_dtype, own_precision, result_dtype
+from ._dtypes import compute_dtype, result_dtype
 from .cut import Cut, boundary_states
 from .decay import Products, block_products, decay_of, split_mask
 from .dispatch import dispatched
+from .precision import own_precision
 
 
 @own_precision

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .precision import own_precision
+
 _BASE = 16  # pairs within blocks of this size are scored by masked products: smaller matrices would be slow
 
 
@@ -213,6 +215,7 @@ class _ScalarProducts(torch.autograd.Function):
         ctx.save_for_backward(*output[:3])
 
     @staticmethod
+    @own_precision
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         matrix, read, write = (x.conj() for x in ctx.saved_tensors)
         d_matrix, d_read, d_write, d_total = grads

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from . import blocked, reference
-from ._dtypes import chunk_views, compute_dtype, in_old_vmap, own_precision, result_dtype, split_time, time_axis
+from ._dtypes import chunk_views, compute_dtype, in_old_vmap, result_dtype, split_time, time_axis
 from .convolution import causal_convolution, from_spectrum, good_fft_size, spectrum
 from .powers import impulse_response, impulse_response_diagonal, matrix_power_apply, matrix_powers
+from .precision import own_precision
 from .scan import batch_first, previous_states
 
 __all__ = [
@@ -224,6 +225,7 @@ class _LtiScan(torch.autograd.Function):
         ctx.save_for_forward(A, h0, output)
 
     @staticmethod
+    @own_precision
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         A, h0, h = ctx.saved_tensors
         dim, reverse = ctx.dim, ctx.reverse
@@ -239,6 +241,7 @@ class _LtiScan(torch.autograd.Function):
         return grad_A, grad_b, grad_h0, None, None
 
     @staticmethod
+    @own_precision
     def jvp(ctx: Any, dA: Tensor | None, db: Tensor | None, dh0: Tensor | None, *_: Any) -> Tensor:
         A, h0, h = ctx.saved_tensors
         drive = torch.zeros_like(h) if db is None else db

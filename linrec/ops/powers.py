@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._dtypes import broadcast_shape, compute_dtype, own_precision, result_dtype
+from ._dtypes import broadcast_shape, compute_dtype, result_dtype
+from .precision import own_precision
 
 
 @own_precision

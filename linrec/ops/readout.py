@@ -5,8 +5,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ._dtypes import broadcast_shape, compute_dtype, own_precision, result_dtype, time_axis
+from ._dtypes import broadcast_shape, compute_dtype, result_dtype, time_axis
 from .dispatch import dispatched
+from .precision import own_precision
 from .scan import linear_scan
 
 

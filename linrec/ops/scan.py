@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from . import cpu_scan, reference
-from ._dtypes import broadcast_shape, compute_dtype, in_old_vmap, own_precision, result_dtype, time_axis
+from ._dtypes import broadcast_shape, compute_dtype, in_old_vmap, result_dtype, time_axis
 from .algebra import Dense, Diagonal, Linear, scan_into
 from .dispatch import dispatched
+from .precision import own_precision
 
 DIAGONAL, DENSE = Diagonal(), Dense()
 
@@ -101,8 +102,25 @@ def scan(
         transitions = previous_states(a, None, dim, reverse) if lagged else a
         plain = reference.matrix_scan if isinstance(algebra, Dense) else reference.linear_scan
         return plain(transitions, b, h0, dim=dim, reverse=reverse)
+    if torch.compiler.is_exporting():
+        return _by_doubling(algebra, a, b, h0, dim, reverse)
     h: Tensor = _Scan.apply(algebra, a, b, h0, dim, reverse, lagged)  # type: ignore[no-untyped-call]
     return h
+
+
+def _by_doubling(algebra: Linear, a: Tensor, b: Tensor, h0: Tensor | None, dim: int, reverse: bool) -> Tensor:
+    """The scan in operators that torch can differentiate, for an exported program, which has nothing else."""
+    a, b = (x.movedim(dim, 0).flip(0) if reverse else x.movedim(dim, 0) for x in (a, b))
+    if h0 is not None and b.shape[0]:
+        b = torch.cat([b[:1] + algebra.apply(a[0], h0), b[1:]])
+    distance = 1
+    while distance < b.shape[0]:
+        earlier = b[:-distance]
+        moved = torch.where(algebra.settled(earlier), torch.zeros_like(earlier), algebra.apply(a[distance:], earlier))
+        b = torch.cat([b[:distance], b[distance:] + moved])
+        a = torch.cat([a[:distance], algebra.composed(a[distance:], a[:-distance])])
+        distance *= 2
+    return (b.flip(0) if reverse else b).movedim(0, dim)
 
 
 class _Scan(torch.autograd.Function):
@@ -137,6 +155,7 @@ class _Scan(torch.autograd.Function):
         ctx.save_for_forward(a, h0, output)
 
     @staticmethod
+    @own_precision
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         a, h0, h = ctx.saved_tensors
         algebra, dim, reverse, lagged = ctx.algebra, ctx.dim, ctx.reverse, ctx.lagged
@@ -158,6 +177,7 @@ class _Scan(torch.autograd.Function):
         return None, grad_a, grad_b, grad_h0, None, None, None
 
     @staticmethod
+    @own_precision
     def jvp(ctx: Any, _: None, da: Tensor | None, db: Tensor | None, dh0: Tensor | None, *flags: None) -> Tensor:
         a, h0, h = ctx.saved_tensors
         drive = torch.zeros_like(h) if db is None else db

@@ -11,6 +11,7 @@ from torch import Tensor
 from . import reference
 from ._dtypes import broadcast_shape, compute_dtype, in_old_vmap, result_dtype, time_axis
 from .algebra import Algebra, scan_into
+from .precision import own_precision
 from .scan import DIAGONAL, batch_first, previous_states, scan
 
 
@@ -186,6 +187,7 @@ class _SemiringScan(torch.autograd.Function):
         ctx.save_for_forward(a, b, h0, output)
 
     @staticmethod
+    @own_precision
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         a, b, h0, m = ctx.saved_tensors
         previous = previous_states(m, h0, ctx.dim, ctx.reverse)
@@ -198,6 +200,7 @@ class _SemiringScan(torch.autograd.Function):
         return None, total * by_a, total * take, grad_h0, None, None
 
     @staticmethod
+    @own_precision
     def jvp(ctx: Any, _: None, da: Tensor | None, db: Tensor | None, dh0: Tensor | None, *flags: None) -> Tensor:
         a, b, h0, m = ctx.saved_tensors
         previous = previous_states(m, h0, ctx.dim, ctx.reverse)

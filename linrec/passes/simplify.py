@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
+from linrec.capture.autocast import is_licence
 from linrec.capture.loops import leaves_of
 from linrec.ir.scan import is_random, scan_nodes
 from linrec.passes.base import Pass, PassResult
@@ -94,7 +95,7 @@ def merge_equal(graph: fx.Graph) -> None:
             continue
         leaves = tuple(x if isinstance(x, fx.Node) else (type(x).__name__, repr(x)) for x in leaves_of(node))
         shape = str(fx.map_arg((node.args, node.kwargs), lambda n: 0))
-        key = (node.target, leaves, shape)
+        key = (node.target, leaves, shape, is_licence(node))
         if key in seen:
             node.replace_all_uses_with(seen[key])
             graph.erase_node(node)

@@ -24,6 +24,8 @@ from linrec.ir.location import location
 from linrec.ir.obstruction import Obstruction, Refused, refuse
 from linrec.ir.recurrence import Recurrence
 from linrec.ir.scan import is_random, scan_nodes, scan_of
+from linrec.ir.timeaxis import size
+from linrec.ops.precision import autocast_state, no_autocast
 from linrec.passes import involved, standard
 from linrec.passes.base import Observer
 from linrec.runtime.plan import Plan, TimeDim, lookup
@@ -167,7 +169,7 @@ def _fingerprint(module: nn.Module, forward: Any, spec: Any, leaves: Sequence[An
     parts: list[Any] = [type(module), getattr(forward, "__func__", None), str(spec), module.training]
     parts.append(tuple((i, tuple(sorted(d.items()))) for i, d in axis.dims.items()))
     parts.append(tuple(type(x).__name__ if isinstance(x, Tensor) else repr(x) for x in leaves))
-    parts.append(torch.is_grad_enabled())
+    parts += [torch.is_grad_enabled(), autocast_state()]
     _refuse_unseen_effects(module, forward, spec, resize(leaves, axis.dims, SHORT))
     # Sizes other than time are symbols or fixed per plan; what they are at the moment is part of the key all the same.
     for length in (SHORT, SHORT + 2):
@@ -203,10 +205,25 @@ def _at_lengths(
     fixed: bool = False,
 ) -> Plan:
     traces = [_trace(module, forward, spec, leaves, axis, length, fixed) for length in lengths]
+    # Autocast's casts are operators of the traces by now; what is written from here on chooses its own dtypes.
+    with no_autocast():
+        plan, changed_by = _rewritten(module, traces, axis, name, options)
+    if options.validate:
+        try:
+            validate(plan, module, forward, spec, leaves)
+        except Refused as refused:
+            raise _naming(refused, involved(plan.recurrences, changed_by)) from None
+    return plan
+
+
+def _rewritten(
+    module: nn.Module, traces: list[Trace], axis: TimeAxis, name: str, options: Options
+) -> tuple[Plan, list[str]]:
+    """The plan that two traces make, and the names of the passes that changed something."""
     shorter, longer = traces
     for t in traces:
         normalize(t.graph_module)
-    found = reroll(shorter.graph_module, longer.graph_module, lengths[1] - lengths[0])
+    found = reroll(shorter.graph_module, longer.graph_module, longer.length - shorter.length)
     if not found:
         raise refuse("LR004", "No uniform step was found that repeats with the length.", _first_location(longer))
     length_nodes = [_length_node(t, axis) for t in traces]
@@ -219,11 +236,11 @@ def _at_lengths(
     shapes = _shapes(longer, axis)
     guards = _guards(longer)
     result = standard(name, options.observe, options.lowering).run(graph_module)
-    restore_autograd_functions(graph_module)
-    for node in scan_nodes(graph_module):
-        restore_autograd_functions(scan_of(graph_module, node).step)
-        scan_of(graph_module, node).step.recompile()
-    graph_module.recompile()
+    for part in graph_module.modules():
+        if isinstance(part, fx.GraphModule):
+            restore_autograd_functions(part)
+            _python_sizes(part)
+            part.recompile()
     state = [_meta(module, s.name) if s.kind in ("parameter", "buffer", "attribute") else None for s in longer.sources]
     plan = Plan(
         graph_module=graph_module,
@@ -234,19 +251,21 @@ def _at_lengths(
         attributes=longer.attributes,
         axis=axis,
         shapes=shapes,
-        min_length=lengths[0],
+        min_length=shorter.length,
         recurrences=result.recurrences,
         guards=guards,
         state=state,
+        mixed=longer.mixed,
     )
     if not result.recurrences:
         raise refuse("LR001", "The loop carries no state and holds no operator that could leave it.")
-    if options.validate:
-        try:
-            validate(plan, module, forward, spec, leaves)
-        except Refused as refused:
-            raise _naming(refused, involved(result.recurrences, result.changed_by)) from None
-    return plan
+    return plan, result.changed_by
+
+
+def _python_sizes(graph_module: fx.GraphModule) -> None:
+    for node in graph_module.graph.nodes:
+        if node.op == "call_function" and node.target is torch.ops.aten.sym_size.int:
+            node.target = size
 
 
 def _naming(refused: Refused, extensions: list[Extension]) -> Refused:

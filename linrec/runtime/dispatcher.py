@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import os
 import sys
 import threading
 import warnings
@@ -18,10 +19,14 @@ from torch.utils import _pytree as pytree
 
 from linrec.capture.discover import SHORT, find_time
 from linrec.capture.probe import unpacked
+from linrec.codegen import torch_forms
 from linrec.ir.obstruction import NotParallelizable, Obstruction, Refused
+from linrec.ops.opaque import is_traced
+from linrec.ops.precision import autocast_state, uncached_autocast
 from linrec.runtime.compile import Compiled, Options, compile_call
 from linrec.runtime.plan import Plan
 from linrec.runtime.state import frozen_state
+from linrec.runtime.traced import Traced, is_callable
 from linrec.runtime.validate import check_length
 
 MAX_SIGNATURES = 24
@@ -32,6 +37,14 @@ MAX_WAIT = 60.0
 
 _compiling = threading.Lock()
 _inside = threading.local()
+
+
+def _forked() -> None:
+    global _compiling
+    _compiling = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_forked)
 
 _PLAIN = (int, float, complex, bool, str, type(None))
 
@@ -49,9 +62,18 @@ class Turns:
     the place of the parameters for a while, which no other thread may see."""
 
     def __init__(self) -> None:
+        self._begin()
+
+    def _begin(self) -> None:
         self._condition = threading.Condition()
         self._inside: dict[int, int] = {}
         self._compiling: int | None = None
+        self._process = os.getpid()
+
+    def _look_around(self) -> None:
+        """In a forked process the threads that were inside are gone, and will never leave."""
+        if self._process != os.getpid():
+            self._begin()
 
     def __reduce__(self) -> Any:
         return (Turns, ())
@@ -59,6 +81,7 @@ class Turns:
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
         """While this thread runs the model. Waits while another one compiles it."""
+        self._look_around()
         me = threading.get_ident()
         with self._condition:
             # The limit is for a forward that itself waits for a thread that calls the model.
@@ -76,6 +99,7 @@ class Turns:
     def alone(self) -> Iterator[bool]:
         """Whether this thread may compile. While it does, nested dispatchers run their originals, and a caller that
         packs saved tensors (activation checkpointing) sees nothing of it."""
+        self._look_around()
         me = threading.get_ident()
         if not _compiling.acquire(blocking=False):
             yield False
@@ -85,7 +109,7 @@ class Turns:
             self._compiling = me if free else None
         _inside.depth = getattr(_inside, "depth", 0) + 1
         try:
-            with unpacked():
+            with unpacked(), uncached_autocast():
                 yield free
         finally:
             _inside.depth -= 1
@@ -125,6 +149,7 @@ class Dispatcher:
         self.owner = False
         self.last_plan: Plan | None = None
         self.disabled = False
+        self.traced = Traced(self)
 
     @property
     def original(self) -> Any:
@@ -154,43 +179,62 @@ class Dispatcher:
     def __getstate__(self) -> dict[str, Any]:
         state = dict(self.__dict__)
         state.update(compiled={}, looked=set(), last_plan=None)
+        del state["traced"]
         options = self.settings.options
         own = Options(options.validate, lowering=options.lowering)
         state["settings"] = Settings(self.settings.when, self.settings.strict, own)
         return state
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.traced = Traced(self)
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run a plan that holds for these arguments, or the original; the root's first calls compile."""
+        if torch.compiler.is_dynamo_compiling():
+            # Read by the compiler, so nothing but what it understands.
+            if self._wanted() and is_traced() and is_callable(self.traced, args, kwargs):
+                return self.traced.call(self.module, args, kwargs)
+            return self.original(*args, **kwargs)
         caller = sys._getframe(1).f_locals.get("self")
         if caller is not self.module and isinstance(caller, nn.Module) and caller.__dict__.get("forward") is self:
             # A shallow copy of the module (copy.copy, DataParallel) shares this object: it runs its own code.
             return type(caller).forward(caller, *args, **kwargs)
-        if torch.compiler.is_dynamo_compiling():
-            return self.original(*args, **kwargs)
         with self.settings.turns.running():
             return self._call(args, kwargs)
 
     def _call(self, args: Any, kwargs: Any) -> Any:
         if torch.compiler.is_compiling() or not self._active():
             return self.original(*args, **kwargs)
+        if torch._C._functorch.peek_interpreter_stack() is not None:
+            return self._transformed(args, kwargs)
         leaves, spec = pytree.tree_flatten((args, kwargs))
         if not _ordinary(leaves):
             return self.original(*args, **kwargs)
-        key = _signature(self.module, leaves, spec)
-        if self.root and key not in self.looked and (key, _clipped(leaves)) not in self.looked:
-            self._look(key, spec, leaves)
+        try:
+            key = _signature(self.module, leaves, spec)
+            if self.root and key not in self.looked and (key, _clipped(leaves)) not in self.looked:
+                self._look(key, spec, leaves)
+        except Exception as error:  # a bug of the compiler must never break the model
+            self._note(_failure(error))
+            return self.original(*args, **kwargs)
         if self.owner:
             return self._dispatch(key, spec, leaves, args, kwargs)
         return self.original(*args, **kwargs)
 
+    def _note(self, problem: Obstruction) -> None:
+        """Put an obstruction into the report that belongs to no signature."""
+        found = self.compiled.setdefault("failures", Compiled())
+        if problem not in found.obstructions:
+            found.obstructions.append(problem)
+
     def _active(self) -> bool:
         if getattr(_inside, "depth", 0):
             return False
-        if self.settings.when == "training" and not self.module.training:
-            return False
-        if self.disabled or torch._C._functorch.peek_interpreter_stack() is not None:
-            return False
-        return not torch.is_inference_mode_enabled()
+        return self._wanted() and not torch.is_inference_mode_enabled()
+
+    def _wanted(self) -> bool:
+        return not self.disabled and (self.settings.when != "training" or self.module.training)
 
     def _look(self, key: Hashable, spec: Any, leaves: list[Any]) -> None:
         """Find the modules that own a time loop in this call, and put a dispatcher in front of each."""
@@ -198,6 +242,7 @@ class Dispatcher:
         with self.settings.turns.alone() as free:
             if not free:
                 return
+            self.looked.add(key)  # whatever comes of it, not at every call
             for axis in find_time(self.module, self.original, spec, leaves):
                 for owner in axis.owners:
                     if owner is self.module:
@@ -210,38 +255,71 @@ class Dispatcher:
             if not self.owner and not any(
                 isinstance(m.__dict__.get("forward"), Dispatcher) for m in names_of(self.module)
             ):
-                key = (key, _clipped(leaves))
-            self.looked.add(key)
+                # Nothing was found at this size; a longer call may show more.
+                self.looked.discard(key)
+                self.looked.add((key, _clipped(leaves)))
 
     def _dispatch(self, key: Hashable, spec: Any, leaves: list[Any], args: Any, kwargs: Any) -> Any:
         tensors = [x for x in leaves if isinstance(x, Tensor)]
+        try:
+            plan, length = self._plan(key, spec, leaves, tensors)
+        except NotParallelizable:
+            raise
+        except Exception as error:  # a bug of the compiler must never break the model
+            self._note(_failure(error))
+            plan, length = None, 0
+        if plan is None:
+            return self.original(*args, **kwargs)
+        self.last_plan = plan
+        try:
+            return plan.run(self.module, tensors)
+        except Exception as error:  # what the user's code does wrong, the original says better
+            result = self.original(*args, **kwargs)
+            text = f"at length {length} the rewritten graph fails: {type(error).__name__}: {error}."
+            self._broken(plan, length, Obstruction("LR010", "", text))
+            return result
+
+    def _plan(self, key: Hashable, spec: Any, leaves: list[Any], tensors: list[Tensor]) -> tuple[Plan | None, int]:
+        """The plan for a call, compiled and checked where that is due, and the length of the call."""
         found = self.compiled.get(key)
         plan = self._admitted(found, tensors) if found else None
         if plan is None and (found is None or (found.plans and not self._too_short(found, tensors))):
             found = self._compile(key, spec, leaves, found)
             plan = self._admitted(found, tensors) if found else None
-        if plan is None:
-            self._strictly(found)
-            return self.original(*args, **kwargs)
         self._strictly(found)
-        length = _length(plan, tensors)
-        if self.settings.options.validate and length > plan.checked:
-            problem = self._check(plan, spec, leaves, length)
-            if problem is not None:
-                return self.original(*args, **kwargs)
-        self.last_plan = plan
-        return plan.run(self.module, tensors)
+        if plan is None:
+            return None, 0
+        length = plan.length(tensors)
+        unchecked = self.settings.options.validate and length > plan.checked
+        return (None if unchecked and self._check(plan, spec, leaves, length) else plan), length
+
+    def _transformed(self, args: Any, kwargs: Any) -> Any:
+        """A call inside a transform of `torch.func`: by a plan that is there and checked at this length, in its torch
+        forms; by the original where there is none, or one of its operators does not know the transform."""
+        leaves, spec = pytree.tree_flatten((args, kwargs))
+        tensors = [x for x in leaves if isinstance(x, Tensor)]
+        if all(type(x) in (*_PLAIN, Tensor, nn.Parameter) for x in leaves):
+            found = self.compiled.get(_signature(self.module, leaves, spec))
+            plan = self._admitted(found, tensors) if found else None
+            checked = plan is not None and (plan.length(tensors) <= plan.checked or not self.settings.options.validate)
+            if plan is not None and checked and not plan.has_effects:
+                try:
+                    with torch_forms():
+                        return plan.run(self.module, tensors)
+                except Exception:  # nothing has been changed yet: the original says what it has to say
+                    pass
+        return self.original(*args, **kwargs)
 
     def _admitted(self, found: Compiled, tensors: list[Tensor]) -> Plan | None:
         for plan in found.plans:
-            if plan.admits(self.module, tensors, _length(plan, tensors)):
+            if plan.admits(self.module, tensors, plan.length(tensors)):
                 return plan
         return None
 
     def _too_short(self, found: Compiled, tensors: list[Tensor]) -> bool:
         """Whether a new plan would not help: the call is shorter than what is traced, or a plan broke at its length."""
         for plan in found.plans:
-            length = _length(plan, tensors)
+            length = plan.length(tensors)
             if length < plan.min_length or (plan.broken_from is not None and length >= plan.broken_from[0]):
                 return True
         return len(found.plans) >= 16
@@ -270,6 +348,7 @@ class Dispatcher:
                 )
             if plan is not None:
                 found.plans.append(plan)
+                self.traced.offer(plan, leaves, *pytree.tree_unflatten(leaves, spec))
             # What forward does to the module's own numbers and containers holds for every call.
             self.disabled = any(o.id == "LR013" for o in obstructions)
             found.obstructions = [o for o in found.obstructions if o not in obstructions] + obstructions
@@ -278,9 +357,8 @@ class Dispatcher:
         except Refused as refused:
             found = Compiled(obstructions=[refused.obstruction])
             self.compiled[key] = found
-        except Exception as error:  # a bug of the compiler must never break the model
-            text = f"the compiler failed with {type(error).__name__}: {error}"
-            found = Compiled(obstructions=[Obstruction("LR002", "", text)])
+        except Exception as error:  # as in _call
+            found = Compiled(obstructions=[_failure(error)])
             self.compiled[key] = found
         return found
 
@@ -301,11 +379,19 @@ class Dispatcher:
         if problem is None:
             plan.checked = length
         else:
-            plan.broken_from = (length, problem)
-            if self.settings.strict:
-                raise NotParallelizable([problem])
-            warnings.warn(f"linrec keeps the original code of {self.name or 'the model'}: {problem}", stacklevel=4)
+            self._broken(plan, length, problem)
         return problem
+
+    def _broken(self, plan: Plan, length: int, problem: Obstruction) -> None:
+        """Use a plan no more from a length on."""
+        plan.broken_from = (length, problem)
+        if self.settings.strict:
+            raise NotParallelizable([problem])
+        warnings.warn(f"linrec keeps the original code of {self.name or 'the model'}: {problem}", stacklevel=5)
+
+
+def _failure(error: Exception) -> Obstruction:
+    return Obstruction("LR002", "", f"the compiler failed with {type(error).__name__}: {error}")
 
 
 def names_of(module: nn.Module) -> list[nn.Module]:
@@ -316,12 +402,6 @@ def names_of(module: nn.Module) -> list[nn.Module]:
 def _clipped(leaves: list[Any]) -> Hashable:
     """Sizes up to twice the shortest traced length: a longer call may show a loop that a shorter one did not."""
     return tuple(tuple(min(s, 2 * SHORT) for s in x.shape) for x in leaves if isinstance(x, Tensor))
-
-
-def _length(plan: Plan, tensors: list[Tensor]) -> int:
-    axis = plan.axis
-    position = axis.tensor_leaves.index(axis.leaf)
-    return tensors[position].shape[axis.dim] - axis.dims[axis.leaf][axis.dim]
 
 
 def _may_be_longer(leaves: list[Any]) -> bool:
@@ -350,8 +430,7 @@ def _signature(module: nn.Module, leaves: list[Any], spec: Any) -> Hashable:
     parts: list[Hashable] = [
         spec,
         torch.is_grad_enabled(),
-        torch.is_autocast_enabled("cpu"),
-        torch.is_autocast_enabled("cuda"),
+        autocast_state(),
     ]
     for x in leaves:
         if isinstance(x, Tensor):
@@ -382,8 +461,6 @@ def _hooked(module: nn.Module) -> bool:
 
 def _unsupported(module: nn.Module) -> Obstruction | None:
     """Why this module cannot be compiled in its present context, if so."""
-    if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
-        return Obstruction("LR014", "", "the call is made under autocast.")
     if _global_hooks():
         return Obstruction("LR008", "", "a global module hook is registered.")
     for name, sub in module.named_modules():

@@ -3,6 +3,7 @@ size that its guards admit."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +16,7 @@ from linrec.capture.discover import TimeAxis
 from linrec.capture.trace import Slot, Source
 from linrec.ir.obstruction import Obstruction
 from linrec.ir.recurrence import Recurrence
+from linrec.ops.precision import is_autocast, no_autocast
 
 
 @dataclass
@@ -34,6 +36,7 @@ class Plan:
         guards: conditions on the symbolic sizes that tracing relied on: functions of {symbol: size}.
         checked: the greatest length at which the original was compared.
         broken_from: the length from which on the plan must not be used, with the reason.
+        mixed: whether autocast decided on dtypes; its casts are operators of the graph, which runs without it.
     """
 
     graph_module: fx.GraphModule
@@ -51,6 +54,7 @@ class Plan:
     checked: int = 0
     broken_from: tuple[int, Obstruction] | None = None
     signature_counts: Any = None
+    mixed: bool = False
 
     def admits(self, module: nn.Module, tensors: Sequence[Tensor], length: int) -> bool:
         """Whether the guards hold for these tensor leaves."""
@@ -76,6 +80,11 @@ class Plan:
                     return False
         return True
 
+    def length(self, tensors: Sequence[Tensor]) -> int:
+        """The length of a call, from its tensor leaves."""
+        axis = self.axis
+        return tensors[axis.tensor_leaves.index(axis.leaf)].shape[axis.dim] - axis.dims[axis.leaf][axis.dim]
+
     def arguments(self, module: nn.Module, tensors: Sequence[Tensor]) -> list[Any]:
         """The values of the graph's placeholders for one call."""
         return [
@@ -91,13 +100,19 @@ class Plan:
         ]
 
     @property
+    def has_effects(self) -> bool:
+        """Whether a call does more than return something."""
+        return bool(self.attributes) or any(kind != "user" for kind, _ in self.outputs)
+
+    @property
     def written(self) -> set[str]:
         """The buffers that forward writes."""
         return {what for kind, what in self.outputs if kind == "buffer"}
 
     def run(self, module: nn.Module, tensors: Sequence[Tensor]) -> Any:
         """Run the graph, replay the side effects of forward, and return what forward returns."""
-        flat = self.graph_module(*self.arguments(module, tensors))
+        with no_autocast() if is_autocast() else contextlib.nullcontext():
+            flat = self.graph_module(*self.arguments(module, tensors))
         user: list[Tensor] = []
         for (kind, what), value in zip(self.outputs, flat, strict=True):
             if kind == "user":

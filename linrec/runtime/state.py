@@ -30,6 +30,9 @@ _TABLES = frozenset(
         "_backward_pre_hooks",
         "_is_full_backward_hook",
         "forward",
+        # What torch.compile notes on a module that it compiles.
+        "_is_torch_compile",
+        "_compiled_call_impl",
     )
 )
 _DEPTH = 4

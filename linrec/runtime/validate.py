@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 from linrec.capture.probe import count_calls, resize, undone
 from linrec.codegen import CompiledScan, torch_forms
 from linrec.ir.obstruction import Obstruction, refuse
+from linrec.ops.precision import no_autocast
 from linrec.runtime.plan import Plan, lookup
 
 _TO_DOUBLE = {
@@ -78,6 +79,9 @@ def as_double(x: Any) -> Any:
 def validate(plan: Plan, module: nn.Module, forward: Any, spec: Any, leaves: Sequence[Any]) -> None:
     """Compare a plan with the original, values and gradients, at two lengths (and batch sizes) that were not traced.
 
+    In double precision throughout, where autocast casts nothing and neither do the casts that the plan has from it; a
+    plan with such casts is then also run in its own precision, where it may be no worse than the original.
+
     Raises:
         Refused: LR010 with what differs.
     """
@@ -113,29 +117,41 @@ def _compare(
     plan: Plan, module: nn.Module, forward: Any, spec: Any, leaves: list[Any], noise: float, length: int
 ) -> None:
     generator = torch.Generator().manual_seed(length)
-    state = {n: _jitter(as_double(p), noise, generator) for n, p in module.named_parameters(remove_duplicate=False)}
-    state |= {n: as_double(b) for n, b in module.named_buffers(remove_duplicate=False)}
-    inputs = [_jitter(as_double(x), noise, generator) for x in leaves]
+    state = {n: _jitter(p.detach(), noise, generator) for n, p in module.named_parameters(remove_duplicate=False)}
+    state |= {n: b.detach() for n, b in module.named_buffers(remove_duplicate=False)}
+    inputs = [_jitter(x.detach(), noise, generator) if isinstance(x, Tensor) else x for x in leaves]
     seed = int(torch.randint(2**31, (), generator=generator))
-    ran = []
-    compiled = any(isinstance(m, CompiledScan) for m in plan.graph_module.modules())
-    for run in (_run_original, _run_plan, *([_run_torch_forms] if compiled else [])):
-        own = {n: t.clone() for n, t in state.items()}
+
+    def ran(run: Any, double: bool = True) -> dict[str, Any] | Exception:
+        mine = [as_double(x) if double else _copied(x) for x in inputs]
+        own = {n: as_double(t) if double else _copied(t) for n, t in state.items()}
         for n, p in module.named_parameters(remove_duplicate=False):
             own[n].requires_grad_(p.requires_grad)
         tied: dict[int, Tensor] = {}
         for n, t in [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]:
             own[n] = tied.setdefault(id(t), own[n])
-        mine = [x.clone() if isinstance(x, Tensor) else x for x in inputs]
         for x in mine:
             if isinstance(x, Tensor) and (x.is_floating_point() or x.is_complex()):
                 x.requires_grad_()
-        ran.append(_outcome(run, plan, module, forward, spec, mine, own, seed))
-    reference = ran[0]
+        return _outcome(run, plan, module, forward, spec, mine, own, seed, double)
+
+    reference = ran(_run_original)
     if isinstance(reference, Exception):
         return
-    for ours in ran[1:]:
-        _agree(reference, ours, length)
+    compiled = any(isinstance(m, CompiledScan) for m in plan.graph_module.modules())
+    runs = [_run_plan, *([_run_torch_forms] if compiled else [])]
+    for run in runs:
+        _agree(reference, ran(run), length)
+    if plan.mixed:
+        loop = ran(_run_original, double=False)
+        if isinstance(loop, Exception):
+            return
+        for run in runs:
+            _no_worse(reference, loop, ran(run, double=False), length)
+
+
+def _copied(x: Any) -> Any:
+    return x.detach().clone() if isinstance(x, Tensor) else x
 
 
 def _agree(reference: dict[str, Any], ours: dict[str, Any] | Exception, length: int) -> None:
@@ -145,6 +161,15 @@ def _agree(reference: dict[str, Any], ours: dict[str, Any] | Exception, length: 
         b = ours.get(what)
         if not _close(a, b):
             raise refuse("LR010", f"At length {length} the {what} of the rewritten graph differs{_by(a, b)}.")
+
+
+def _no_worse(truth: dict[str, Any], loop: dict[str, Any], ours: dict[str, Any] | Exception, length: int) -> None:
+    if isinstance(ours, Exception):
+        raise refuse("LR010", f"At length {length} the rewritten graph fails: {type(ours).__name__}: {ours}.")
+    for what, a in loop.items():
+        problem = worse(truth.get(what), a, ours.get(what))
+        if problem:
+            raise refuse("LR010", f"At length {length} the {what} of the rewritten graph {problem}.")
 
 
 def _by(a: Any, b: Any) -> str:
@@ -171,6 +196,7 @@ def _outcome(
     leaves: list[Any],
     state: dict[str, Tensor],
     seed: int,
+    double: bool,
 ) -> dict[str, Any] | Exception:
     """Values and gradients of one run, by name."""
     with undone(module, parameters="leave"), torch.random.fork_rng(devices=[]):
@@ -179,8 +205,8 @@ def _outcome(
             with (
                 torch.enable_grad(),
                 stateless._reparametrize_module(module, state),
-                _attributes_in_double(module),
-                in_double(),
+                _attributes_in_double(module) if double else contextlib.nullcontext(),
+                in_double() if double else contextlib.nullcontext(),
             ):
                 # In-place writes into inputs need non-leaf tensors; gradients are taken with respect to the leaves.
                 used = [x * 1 if isinstance(x, Tensor) and x.requires_grad else x for x in leaves]
@@ -193,7 +219,8 @@ def _outcome(
                 for kind, what in plan.outputs:
                     if kind == "buffer":
                         found[f"buffer {what!r}"] = lookup(module, what).detach().clone()
-            return found | _gradients(found, leaves, state)
+            with no_autocast():
+                return found | _gradients(found, leaves, state)
         except Exception as error:  # whatever the user's code raises on these inputs is its own
             return error
 
@@ -263,6 +290,55 @@ def _close(a: Any, b: Any, tolerance: float = 1e-7) -> bool:
     return bool((a - b).abs().max() <= tolerance * scale + 1e-12)
 
 
+def worse(truth: Any, loop: Any, ours: Any) -> str | None:
+    """Why a result in low precision is worse than the loop's, if it is: of another dtype, not finite elsewhere, or more
+    than twice as far from the truth, beyond a few roundings of its largest value.
+
+    Args:
+        truth: in double precision; loop: what the original gives; ours: what the plan does.
+    """
+    tensors = all(isinstance(x, Tensor) for x in (truth, loop, ours))
+    if not tensors or ours.dtype != loop.dtype or ours.shape != loop.shape:
+        same = type(ours) is type(loop) and not isinstance(ours, Tensor) and (ours == loop or ours != ours)
+        return None if same else f"is a {_kind(ours)} in place of a {_kind(loop)}"
+    if not (ours.is_floating_point() or ours.is_complex()):
+        return None  # it may turn on a rounding
+    finite = loop.isfinite() & truth.isfinite()
+    if not bool((ours.isfinite() | ~finite).all()):
+        return "is not finite where the loop's is"
+    if not finite.any():
+        return None
+    exact = truth.detach()[finite]
+    theirs, own = (float((x.detach()[finite].to(exact.dtype) - exact).abs().max()) for x in (loop, ours))
+    slack = _ROUNDINGS * torch.finfo(torch.bfloat16).eps * float(exact.abs().max())
+    return None if own <= 2 * theirs + slack else f"is off by {own:.3g}, the loop's by {theirs:.3g}"
+
+
+_ROUNDINGS = 4
+"""In bfloat16, of the largest value: how much worse than the loop a lucky loop may make a plan look."""
+
+
+def _kind(x: Any) -> str:
+    return f"{tuple(x.shape)} {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
+
+
+def _truth(module: nn.Module, forward: Any, spec: Any, leaves: Sequence[Any]) -> list[Any] | None:
+    """The results of the original in double precision, or None where it does not run in it."""
+    state = {n: as_double(t) for n, t in [*module.named_parameters(), *module.named_buffers()]}
+    args, kwargs = pytree.tree_unflatten([as_double(x) for x in leaves], spec)
+    try:
+        with (
+            undone(module, leaves, parameters="leave"),
+            torch.random.fork_rng(devices=[]),
+            stateless._reparametrize_module(module, state, tie_weights=True),
+            _attributes_in_double(module),
+            in_double(),
+        ):
+            return pytree.tree_leaves(forward(*args, **kwargs))
+    except Exception:  # what the user's code raises in another precision is no fault of the plan
+        return None
+
+
 _LOOSE = {torch.float64: 1e-6, torch.complex128: 1e-6, torch.float32: 2e-3, torch.complex64: 2e-3}
 
 
@@ -296,7 +372,14 @@ def check_length(
                 ours = plan.run(module, [x for x in leaves if isinstance(x, Tensor)])
             except Exception as error:  # a plan that cannot run must not take the model with it
                 return Obstruction("LR010", "", f"at length {length} the rewritten graph fails: {error}.")
-    for i, (a, b) in enumerate(zip(pytree.tree_leaves(found.output), pytree.tree_leaves(ours), strict=True)):
+        truth = _truth(module, forward, spec, plain) if plan.mixed else None
+    results = [pytree.tree_leaves(x) for x in (found.output, ours)]
+    for i, (a, b) in enumerate(zip(*results, strict=True)):
+        if plan.mixed:
+            problem = worse(truth[i], a, b) if truth is not None else None
+            if problem:
+                return Obstruction("LR010", "", f"at length {length} result {i} {problem}.")
+            continue
         loose = isinstance(a, Tensor) and isinstance(b, Tensor) and a.dtype in _LOOSE
         if loose and not _close(a.to(b.dtype), b, _LOOSE[a.dtype]):
             return Obstruction("LR010", "", f"at length {length} result {i} differs{_by(a, b)}.")

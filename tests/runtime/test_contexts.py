@@ -24,6 +24,7 @@ from .samples import (
     gradients,
     same,
     series,
+    small_lmu,
     steps_of,
 )
 
@@ -191,8 +192,66 @@ TRANSFORMS: dict[str, Callable[[nn.Module], Any]] = {
 
 @pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS.keys())
 def test_function_transforms(pair: Pair, transform: Callable[[nn.Module], Any]) -> None:
-    agree(transform(pair[0]), transform(pair[1]))
+    """By the plan that is there for calls of this size."""
+    expected = transform(pair[1])
+    pair[0](series(1, 6))
+    found = []
+    assert steps_of(lambda: found.append(transform(pair[0]))) == 0
+    agree(found[0], expected)
     assert steps_of(lambda: pair[0](series())) == 0
+
+
+@pytest.mark.parametrize("factory", [Gated, small_lmu], ids=["gated", "lmu"])
+def test_an_ensemble(factory: Callable[[], nn.Module], request: pytest.FixtureRequest) -> None:
+    """Three models at once and the gradient of each, with one input for all and with one each."""
+    pair = request.getfixturevalue("gated" if factory is Gated else "lmu")
+    pair[0](series())
+    models = [build(factory) for _ in range(3)]
+    for k, each in enumerate(models):
+        for p in each.parameters():
+            p.data.mul_(1 + 0.1 * k)
+    state, buffers = torch.func.stack_module_state(models)
+    state = {name: p.detach() for name, p in state.items()}
+    inputs = torch.stack([series(seed=k) for k in range(3)])
+
+    def gradient(model: nn.Module, own: Any, rest: Any, x: Tensor) -> Any:
+        def loss(values: Any) -> Tensor:
+            return torch.func.functional_call(model, (values, rest), (x,)).pow(2).sum()
+
+        return torch.func.grad_and_value(loss)(own)
+
+    for x, dims in ((series(), None), (inputs, 0)):
+        results = [
+            torch.func.vmap(lambda o, r, y, model=model: gradient(model, o, r, y), in_dims=(0, 0, dims))(
+                state, buffers, x
+            )
+            for model in pair
+        ]
+        agree(*results)
+    if factory is Gated:
+        assert steps_of(lambda: torch.func.vmap(pair[0])(inputs)) == 0
+
+
+class Choosy(Gated):
+    """One of its operators knows no batching, so that the loop is what runs under a transform."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        return torch.where(y.isfinite(), y, 0.0)
+
+
+def test_a_plan_that_does_not_know_the_transform(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then the original runs, as it does without linrec."""
+    model, oracle = linrec.parallelize(build(Choosy)), build(Choosy)
+    model(series())
+    plan = model.__dict__["forward"].last_plan
+
+    def fails(*args: Any) -> Any:
+        raise RuntimeError("Batching rule not implemented")
+
+    monkeypatch.setattr(plan.graph_module, "forward", fails)
+    x = torch.stack([series(), 2 * series()])
+    agree(torch.func.vmap(model)(x), torch.func.vmap(oracle)(x))
 
 
 def test_a_function_transform_comes_first() -> None:
