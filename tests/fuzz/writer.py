@@ -37,6 +37,9 @@ class Program:
     rtol: float
 
 
+WRITES = re.compile(r"\w_\(")
+"""Calls like `add_(`."""
+
 RANK = {"linear": 0, "max": 1, "unsure": 2, "blocked": 3, "nonlinear": 4}
 
 
@@ -59,6 +62,8 @@ class _Writer:
         self.container = pick.one(["variables", "variables", "tuple", "list", "dict", "attributes"])
         self.linear = pick.one([True, True, True, False])
         self.none = pick.one([False, False, False, True])
+        # A graph with writes is traced three times as slowly: one program in three has them.
+        self.writes = pick.one([False, False, True])
         self.states: list[_State] = []
         self.outputs: list[str] = []
 
@@ -66,7 +71,7 @@ class _Writer:
         return bool(self.pick.one(odds or (False, True)))
 
     def run(self) -> Program:
-        kinds = [self.pick.one(["d", "d", "d", "s", "n", "c"]) for _ in range(self.pick.one([1, 1, 2, 2, 3, 4]))]
+        kinds = [self.pick.one(["d", "d", "d", "s", "n", "c"]) for _ in range(self.pick.one([1, 1, 1, 2, 2, 2, 3, 4]))]
         for kind in kinds:
             self.states.append(_State(kind, self.pick.one(cat.INITIAL[kind])))
         before = self._outputs("h") if self.flag(False, False, True) else []
@@ -134,11 +139,13 @@ class _Writer:
         if not self.linear:
             families += [(cat.NONLINEAR, "nonlinear"), (cat.UNSURE, "unsure"), (cat.BLOCKED, "blocked")]
         family, level = self.pick.one(families)
-        return self.pick.one(family[kind] or cat.DIAGONAL[kind]), level
+        texts = [t for t in family[kind] or cat.DIAGONAL[kind] if self.writes or not WRITES.search(t)]
+        return self.pick.one(texts), level
 
     def _combine(self, target: str, terms: list[str], i: int) -> list[str]:
         damp = self.pick.one(["", "", "0.7 * "])
-        way = self.pick.one(["sum", "sum", "steps", "in place", "stack", "inner loop", "no grad"])
+        ways = ["sum", "sum", "steps", "stack", "inner loop", "no grad"]
+        way = self.pick.one([*ways, "in place", "in place"] if self.writes else ways)
         terms = [f"({t})" if re.search(r" [-+] ", t) else t for t in terms]
         if damp:
             terms[0] = damp + terms[0]
@@ -302,7 +309,8 @@ class _Writer:
 
     def _collect(self) -> tuple[list[str], list[str]]:
         self._ways = [
-            self.pick.one(["stack", "stack", "cat", "grow", "buffer", "history", "last", "sum"]) for _ in self.outputs
+            self.pick.one(["stack", "stack", "cat", "grow", "history", "last", "sum", *["buffer"] * self.writes])
+            for _ in self.outputs
         ]
         lines, results, self._result_lines = [], [], []
         t = self.time
