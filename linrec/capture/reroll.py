@@ -401,7 +401,7 @@ def merge_reads(graph: fx.Graph) -> None:
 
 
 def split_reads(graph: fx.Graph) -> None:
-    """Undo `merge_reads` in a step: what is read there is no time axis, and a stack of elements is what later stages know."""
+    """Undo `merge_reads` in a step: what is read there is no time axis, and later stages know `stack` and `select`."""
     for node in list(graph.nodes):
         if node.target is not unsteps:
             continue

@@ -170,7 +170,7 @@ class Fuzz:
             found[program.source] = outcome
             return outcome.kind == kind
 
-        program, indices = shrunk(drawn(self.seed, number)[1], fails)
+        program = shrunk(drawn(self.seed, number)[1], fails)[0]
         path = self.folder / f"{kind}_smallest.py"
         path.write_text(as_file(program, found.get(program.source) or check(program)))
         self.console.print(f"\nThe smallest program that is {kind} ({path}):\n", markup=False)
