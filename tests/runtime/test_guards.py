@@ -109,22 +109,30 @@ def test_another_kind_of_parameter_is_not_admitted(weight: nn.Parameter | None) 
 def test_what_a_plan_writes() -> None:
     model = Model()
     graph = fx.Graph()
-    x, total = graph.placeholder("x"), graph.placeholder("total")
+    x, total, weight = (graph.placeholder(name) for name in ("x", "total", "weight"))
     added = graph.call_function(torch.add, (total, 1))
     doubled = graph.call_function(torch.mul, (x, 2))
-    graph.output((doubled, added, doubled))
-    sources = [Source("input", index=0), Source("buffer", name="total")]
-    outputs = [("user", 0), ("buffer", "total"), ("input", 0)]
+    graph.output((doubled, added, doubled, weight))
+    sources = [Source("input", index=0), Source("buffer", name="total"), Source("parameter", name="inner.weight")]
+    outputs = [("user", 0), ("buffer", "total"), ("input", 0), ("user", 1)]
     attributes = [("inner", "last", pytree.tree_structure(0), [Slot(0)])]
     whole = plan(
-        graph_module=fx.GraphModule(nn.Module(), graph), sources=sources, outputs=outputs, attributes=attributes
+        graph_module=fx.GraphModule(nn.Module(), graph),
+        sources=sources,
+        outputs=outputs,
+        attributes=attributes,
+        out_spec=pytree.tree_structure({"y": 0, "w": (0, 0)}),
+        out_leaves=[Slot(0), Slot(1), "plain"],
     )
     assert whole.written == {"total"}
     inputs = [torch.ones(2, 4, 3)]
     saved = whole.arguments(model, inputs)
     assert saved[0] is inputs[0]
     assert saved[1] is not model.total
-    result = whole.run(model, inputs)
+    returned = whole.run(model, inputs)
+    assert returned["w"][0] is model.inner.weight
+    assert returned["w"][1] == "plain"
+    result = returned["y"]
     assert torch.equal(result, torch.full((2, 4, 3), 2.0))
     assert torch.equal(inputs[0], result)
     assert torch.equal(model.total, torch.ones(3))
@@ -253,6 +261,70 @@ def test_only_some_attributes_count_where_asked() -> None:
     b.steps = 5
     assert frozen_state(a) != frozen_state(b)
     assert frozen_state(a, {"names", "training"}) == frozen_state(b, {"names", "training"})
+    assert frozen_state(a, {"steps"}) != frozen_state(b, {"steps"})
+
+
+def _nested(depth: int, inside: Any) -> Any:
+    for k in range(depth):
+        inside = {"x": inside} if k % 2 else [inside]
+    return inside
+
+
+class _Settings:
+    def __init__(self, number: float) -> None:
+        self.number = number
+
+
+def test_containers_are_compared_by_what_they_hold() -> None:
+    model, other = Model(), Model()
+    number = float("1.5")
+    for value, same, changed in (
+        ([number], [float("1.5")], [2.5]),
+        ((1, "a"), (1, "a"), (1, "b")),
+        ({"k": number}, {"k": float("1.5")}, {"k": 2.5}),
+        ({"a", "b"}, {"b", "a"}, {"a", "c"}),
+        (_nested(4, 1), _nested(4, 1), _nested(4, 2)),
+    ):
+        model.names, other.names = value, same
+        assert frozen_state(model) == frozen_state(other)
+        other.names = changed
+        assert frozen_state(model) != frozen_state(other)
+
+
+def test_objects_are_compared_by_what_they_are_and_hold() -> None:
+    model = Model()
+    model.names = [_Settings(1.0), _nested(2, _Settings(2.0)), model.forward, nn.ReLU, torch.tanh]
+    before = frozen_state(model)
+    assert frozen_state(model) == before
+    model.names[0].number = 3.0
+    changed = frozen_state(model)
+    assert changed != before
+    model.names[1]["x"][0].number = 3.0
+    assert frozen_state(model) != changed
+    changed = frozen_state(model)
+    model.names[2] = Model().forward
+    assert frozen_state(model) != changed
+
+
+def test_tensors_in_containers_are_compared_by_identity_and_version() -> None:
+    model = Model()
+    model.names = [torch.zeros(2)]
+    before = frozen_state(model)
+    assert frozen_state(model) == before
+    model.names[0].add_(1)
+    written = frozen_state(model)
+    assert written != before
+    model.names[0] = torch.ones(2)
+    assert frozen_state(model) != written
+
+
+def test_containers_that_have_no_end() -> None:
+    model = Model()
+    model.names = _nested(5000, 0)
+    assert frozen_state(model) == frozen_state(model)
+    model.names = [1]
+    model.names.append(model.names)
+    assert frozen_state(model) == frozen_state(model)
 
 
 class _Own(Tensor):
