@@ -11,7 +11,7 @@ READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := setup
-.PHONY: setup test test-all fuzz lint format demo docs clean help
+.PHONY: setup test test-all fuzz mutate lint format demo docs clean help
 
 setup: $(READY) ## Make .venv with everything that development needs (the default)
 
@@ -30,8 +30,13 @@ test: $(if $(filter-out 0,$(LINT)),lint) $(READY) ## Lint, then tests and doctes
 test-all: $(READY) ## Every test, the whole corpus of loops included (about half an hour on two cores)
 	LINREC_LOOPS_FULL=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(N) $(PYTEST_ARGS)
 
-fuzz: $(READY) ## Random programs against their own loops (N=10000 SEED=0); what fails is written to out/fuzz
-	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz.run $(if $(filter auto,$(N)),200,$(N)) --seed $(or $(SEED),0)
+fuzz: $(READY) ## Random programs against their own loops (N=10000 SEED=0 MINUTES=60 JOBS=2); failures go to out/fuzz
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz.run $(if $(filter auto,$(N)),200,$(N)) --seed $(or $(SEED),0) \
+		$(if $(MINUTES),--minutes $(MINUTES)) --jobs $(or $(JOBS),1)
+
+mutate: $(READY) ## Break linrec in one place at a time; some test must fail (N=300 SEED=0 FILES="analysis.rules")
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.mutation.run $(if $(filter auto,$(N)),300,$(N)) --seed $(or $(SEED),0) \
+		$(if $(FILES),--files $(FILES))
 
 lint: $(READY) ## Style, format, types and import layers
 	$(BIN)/ruff check --quiet .

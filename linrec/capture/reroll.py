@@ -256,6 +256,7 @@ class _Roll:
             outputs.append(("y", position))
             values.append(env[position])
         graph.output(tuple(values))
+        split_reads(graph)
         graph.lint()
         return fx.GraphModule(torch.nn.Module(), graph), outputs
 
@@ -399,6 +400,18 @@ def merge_reads(graph: fx.Graph) -> None:
     graph.eliminate_dead_code()
 
 
+def split_reads(graph: fx.Graph) -> None:
+    """Undo `merge_reads` in a step: what is read there is no time axis, and later stages know `stack` and `select`."""
+    for node in list(graph.nodes):
+        if node.target is not unsteps:
+            continue
+        base, dim, start, step, length, into, joined = node.args
+        reads = [emit(graph, node, aten.select.int, (base, dim, start + step * k), node) for k in range(length)]
+        new = emit(graph, node, aten.cat.default if joined else aten.stack.default, (reads, into), node)
+        node.replace_all_uses_with(new)
+        graph.erase_node(node)
+
+
 def _run_of_reads(items: list[Any], stacked: bool, dim: int) -> tuple[tuple[Any, ...], bool, int] | None:
     """The longest arithmetic run of reads at the head of a list: (arguments of `unsteps`, joined, how many items)."""
 
@@ -416,6 +429,8 @@ def _run_of_reads(items: list[Any], stacked: bool, dim: int) -> tuple[tuple[Any,
     for item in items:
         read = parse(item)
         if read is None or (reads and (read[:2] != reads[0][:2] or read[3] != reads[0][3])):
+            break
+        if reads and (read[2] < 0) != (reads[0][2] < 0):  # from the end and from the start: no one stride
             break
         if len(reads) >= 2 and read[2] - reads[-1][2] != reads[1][2] - reads[0][2]:
             break

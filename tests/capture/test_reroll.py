@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from linrec.ir.timeaxis import unsteps
 from tests.analysis.graphs import BATCH as B
 
 from .rolled import roll
@@ -320,3 +321,25 @@ def test_two_layers_stepped_together() -> None:
 
 def test_no_loop() -> None:
     assert roll(lambda x, w: torch.tanh(x @ w), X, W).scans == []
+
+
+def test_elements_of_a_state_read_one_by_one_stay_a_stack() -> None:
+    """In a step, elements in a row are no time axis: `stack` and `select` have rules, an operator of the time axis none."""
+
+    def loop(x: Tensor) -> Tensor:
+        def update(h: Tensor, xt: Tensor) -> Tensor:
+            return (
+                0.4 * torch.stack([h[:, 1], h[:, 0], xt[:, 2]], -1) + torch.cat([h[:, :1], h[:, 1:2], h[:, 2:]], 1) / 3
+            )
+
+        return stacked(update, x)
+
+    step = roll(loop, X).scans[0].step.graph
+    assert not [n for n in step.nodes if n.target is unsteps]
+
+
+def test_a_run_of_elements_that_wraps_around() -> None:
+    def loop(x: Tensor) -> Tensor:
+        return stacked(lambda h, xt: 0.4 * torch.stack([h[:, -1], h[:, 0], h[:, 1]], 1) + xt, x)
+
+    assert roll(loop, X).shapes == [(1, 1, 1)]

@@ -43,6 +43,7 @@ PARAMETERS = {
     "A_log": "nn.Parameter(torch.randn(4, 3))",
     "taps": "nn.Parameter(0.3 * torch.randn(1, 1, 3))",
     "mix": "nn.Parameter(0.3 * torch.randn(4, 4, 1))",
+    "kernel": "nn.Parameter(0.2 * torch.randn(1, 1, 3, 3))",
     "gate": "nn.Linear(4, 4)",
     "drive": "nn.Linear(4, 4)",
     "dt": "nn.Linear(4, 4)",
@@ -109,6 +110,16 @@ DIAGONAL = {
         "(H + x_t) * (g_t - 1.0) + (1.0 - g_t) * x_t",
         "torch.cat([H[:, :2] * 0.5, H[:, 2:] * g_t[:, 2:]], 1)",
         "torch.unbind(torch.stack([H, 2.0 * H], 0), 0)[1] * 0.4",
+        "torch.rsub(H, x_t, alpha=0.5)",
+        "H.unflatten(1, (2, 2)).mul(0.6).flatten(1)",
+        "H.swapaxes(0, 1).mul(0.5).swapaxes(0, 1)",
+        "H.T.mul(0.5).T",
+        "H.type_as(x_t) * 0.5",
+        "torch.true_divide(H, 1.0 + P.a)",
+        "0.5 * (H + 1.0).square() - 0.5 * H.square()",
+        "(H + x_t).pow(3) - H.pow(3) - 3.0 * H.square() * x_t - 3.0 * H * x_t.square() + 0.4 * H",
+        "H.mul(0.5).sub(H.new_full((4,), 0.1))",
+        "torch.where(z_t > 0, torch.ones_like(H), 0.5 * H)",
     ],
     "n": [
         "da_t * H",
@@ -172,6 +183,15 @@ MIXING = {
         "0.3 * torch.stack(list(H.split([1, 3], -1)[1].unbind(-1)) + [H[:, 0]], 1)",
         "0.5 * torch.where(torch.arange(4) > 1, H, H.roll(1, 1))",
         "0.25 * H.sum(1)[:, None] * x_t",
+        "H - torch.einsum('bi,bj,bj->bi', u_t, u_t, H)",
+        "0.5 * H @ P.W.mT",
+        "0.1 * H.repeat(1, 2)[:, 2:6]",
+        "F.conv2d(H.view(-1, 1, 2, 2), P.kernel, padding=1).flatten(1)",
+        "F.conv1d(H[:, None], P.taps, padding='same')[:, 0]",
+        "0.4 * torch.stack([H[:, -1], H[:, 0], H[:, 1], x_t[:, 3]], 1)",
+        "0.5 * F.pad(H[:, None], (1, 1), mode='reflect')[:, 0, 2:]",
+        "0.2 * H.movedim(0, 1)[:2].sum(0)[:, None].expand(-1, 4)",
+        "H + 0.1 * (H @ P.W - H @ P.W.T)",
     ],
     "n": [
         "H @ P.An",
@@ -184,10 +204,32 @@ MIXING = {
         "0.3 * H.flatten(1).roll(3, 1).view(-1, 4, 3)",
         "torch.matmul(P.W, H)",
         "H - 0.5 * u_t[:, :, None] * (u_t[:, None] @ H)",
+        "H - torch.einsum('bd,be,ben->bdn', u_t, u_t, H)",
+        "torch.baddbmm(0.9 * H, H @ k_t[..., None], -0.5 * k_t[:, None])",
+        "g_t[..., None] * (H - (H @ k_t[..., None]) * k_t[:, None])",
+        "torch.einsum('bdn,bn,bm->bdm', H, k_t, k_t)",
+        "s_t[:, None, None] * (H - 2.0 * u_t[:, :, None] * (u_t[:, None] @ H))",
     ],
     "c": ["H @ P.Wc", "0.5 * H.flip(-1)", "0.5 * H.roll(1, 1)"],
 }
 """Affine, elements of the state exchanged."""
+
+NUMBERED = {
+    "s": ["H * t_n * 0.01"],
+    "d": ["H * t_n * 0.02", "(H - x_t / (t_n + 2)) * 0.5"],
+    "n": ["H * t_n * 0.01"],
+    "c": ["H * t_n * 0.01"],
+}
+"""Affine, with the number of the step as a number."""
+
+BRANCHES = [
+    "(x_t if t_n > 0 else 2.0 * x_t)",
+    "(x_t if t_n % 3 else d_t)",
+    "(d_t if t_n < 2 else x_t)",
+    "(x_t * 2.0 if t_n == 7 else x_t)",
+    "F.dropout(x_t, 0.3, P.training)",
+]
+"""Drives of a state "d" that depend on the number of the step, or on chance: right, whatever becomes of the loop."""
 
 UNSURE = {
     "s": ["0.5 * H.cumsum(0)"],
@@ -211,6 +253,8 @@ UNSURE = {
         "0.5 * H - 0.5 * H.detach() + 0.2 * H",
         "0.5 * torch.trapezoid(torch.stack([H, H], -1), dim=-1)",
         "0.3 * H.float().double()",
+        "(H.to(torch.complex128) * (0.5 + 0.5j)).real",
+        "0.5 * H.half().to(H.dtype)",
     ],
     "n": ["0.3 * H.cumsum(2)", "0.3 * H.movedim(1, 2).movedim(2, 1)", "0.2 * H.softmax(1).log_softmax(1)"],
     "c": [

@@ -37,6 +37,9 @@ class Program:
     rtol: float
 
 
+WRITES = re.compile(r"\w_\(")
+"""Calls like `add_(`."""
+
 RANK = {"linear": 0, "max": 1, "unsure": 2, "blocked": 3, "nonlinear": 4}
 
 
@@ -54,11 +57,17 @@ class _Writer:
         self.walk = pick.one(
             ["range", "unbind", "zip", "iterate", "enumerate", "while", "reversed", "split", "shifted"]
         )
-        self.place = pick.one(["inline", "inline", "method", "cell", "helper", "function"])
+        self.place = pick.one(["inline", "inline", "method", "cell", "helper", "function", "nested"])
         self.style = pick.one(["together", "in turn"])
         self.container = pick.one(["variables", "variables", "tuple", "list", "dict", "attributes"])
         self.linear = pick.one([True, True, True, False])
         self.none = pick.one([False, False, False, True])
+        # A graph with writes is traced three times as slowly: one program in three has them.
+        self.writes = pick.one([False, False, True])
+        # What surrounds the loop, or depends on the number of the step.
+        self.extra = pick.one([*[""] * 9, "number", "number", "branch", "dropout before", "hook"])
+        if self.walk in ("zip", "iterate") and self.extra in ("number", "branch"):
+            self.extra = ""
         self.states: list[_State] = []
         self.outputs: list[str] = []
 
@@ -66,7 +75,7 @@ class _Writer:
         return bool(self.pick.one(odds or (False, True)))
 
     def run(self) -> Program:
-        kinds = [self.pick.one(["d", "d", "d", "s", "n", "c"]) for _ in range(self.pick.one([1, 1, 2, 2, 3, 4]))]
+        kinds = [self.pick.one(["d", "d", "d", "s", "n", "c"]) for _ in range(self.pick.one([1, 1, 1, 2, 2, 2, 3, 4]))]
         for kind in kinds:
             self.states.append(_State(kind, self.pick.one(cat.INITIAL[kind])))
         before = self._outputs("h") if self.flag(False, False, True) else []
@@ -117,7 +126,10 @@ class _Writer:
                     worst = max(level, inner, key=RANK.__getitem__)
                     deps[k] = max(deps.get(k, "linear"), worst, key=RANK.__getitem__)
                 terms.append(text.replace("H", name))
-            if self.flag(True, True, True, False) or not terms:
+            if self.extra == "branch" and state.kind == "d":
+                terms.append(self.pick.one(cat.BRANCHES))
+                deps = {k: max(level, "unsure", key=RANK.__getitem__) for k, level in deps.items()}
+            elif self.flag(True, True, True, False) or not terms:
                 terms.append(self.pick.one(cat.DRIVES[state.kind]))
             new_lines = self._combine(target, terms, i)
             if shape == "guarded" and self.style == "in turn" and i in deps:
@@ -131,14 +143,18 @@ class _Writer:
 
     def _own(self, kind: str) -> tuple[str, str]:
         families = [(cat.DIAGONAL, "linear"), (cat.DIAGONAL, "linear"), (cat.MIXING, "linear")]
+        if self.extra == "number":
+            families += [(cat.NUMBERED, "linear")] * 3
         if not self.linear:
             families += [(cat.NONLINEAR, "nonlinear"), (cat.UNSURE, "unsure"), (cat.BLOCKED, "blocked")]
         family, level = self.pick.one(families)
-        return self.pick.one(family[kind] or cat.DIAGONAL[kind]), level
+        texts = [t for t in family[kind] or cat.DIAGONAL[kind] if self.writes or not WRITES.search(t)]
+        return self.pick.one(texts), level
 
     def _combine(self, target: str, terms: list[str], i: int) -> list[str]:
         damp = self.pick.one(["", "", "0.7 * "])
-        way = self.pick.one(["sum", "sum", "steps", "in place", "stack", "inner loop", "no grad"])
+        ways = ["sum", "sum", "steps", "stack", "inner loop", "no grad"]
+        way = self.pick.one([*ways, "in place", "in place"] if self.writes else ways)
         terms = [f"({t})" if re.search(r" [-+] ", t) else t for t in terms]
         if damp:
             terms[0] = damp + terms[0]
@@ -186,7 +202,7 @@ class _Writer:
             edges = [level for k in inside for j, level in self.states[k].reads.items() if j in inside]
             worst = max(edges, key=RANK.__getitem__, default="linear")
             kinds.append("unsure" if worst == "max" and len(inside) > 1 else "linear" if worst == "max" else worst)
-        if not any(state.reads for state in self.states):
+        if not any(state.reads for state in self.states) or self.extra == "branch":
             return "any"  # no state is carried further than one step; what is left may be no loop at all
         if all(k == "linear" for k in kinds):
             return "parallel"
@@ -195,7 +211,7 @@ class _Writer:
         return "not parallel"
 
     def _assemble(self, body: list[str]) -> str:
-        owner = "self.cell" if self.place == "cell" else "self"
+        owner = {"cell": "self.cell", "nested": "self.block.cell"}.get(self.place, "self")
         text = "\n".join(body)
         found = set(re.findall(r"\b([a-z]+)_t\b", text))
         names = sorted(found - {"x"})
@@ -212,19 +228,24 @@ class _Writer:
         head = [f"{n} = {cat.SEQUENCES[n].replace('X', 'x')}".replace("P.", owner + ".") for n in hoisted if n != "m"]
         if "m" in hoisted:
             head.append("m = mask")
+        if self.extra == "dropout before":
+            head.insert(0, "x = F.dropout(x, 0.3, self.training)")
+        numbered = ["t_n"] if "t_n" in text else []
         loop, reads = self._walk(hoisted)
         starts, pack, unpack = self._storage(owner)
         collect, gather = self._collect()
         states, outs = self._names("h"), self.outputs
-        inputs = ["x_t", *(f"{n}_t" for n in hoisted)]
-        if self.place in ("method", "cell", "function"):
-            receiver = {"method": "self.step(", "cell": "self.cell(", "function": "step(self, "}[self.place]
+        inputs = ["x_t", *(f"{n}_t" for n in hoisted), *numbered]
+        receivers = {"method": "self.step(", "cell": "self.cell(", "nested": "self.block(", "function": "step(self, "}
+        if self.place in receivers:
+            receiver = receivers[self.place]
             call = f"{', '.join(states + outs)} = {receiver}{', '.join(states + inputs)})"
             step_body = [*body, f"return {', '.join(states + outs)}"]
             body_here = [call]
         else:
             step_body, body_here = [], body
-        inside = [*reads, *unpack, *body_here, *pack, *collect]
+        count = [f"t_n = {'t - 1' if self.walk == 'while' else 't'}"] if numbered else []
+        inside = [*reads, *count, *unpack, *body_here, *pack, *collect]
         finals = self._finals(states)
         after = [f"return {', '.join([*gather, *finals])}" + ("," if len(gather) + len(finals) == 1 else "")]
         prepare = [f"T = x.shape[{time}]", f"x0 = x.select({time}, 0)", *head, *starts]
@@ -302,7 +323,8 @@ class _Writer:
 
     def _collect(self) -> tuple[list[str], list[str]]:
         self._ways = [
-            self.pick.one(["stack", "stack", "cat", "grow", "buffer", "history", "last", "sum"]) for _ in self.outputs
+            self.pick.one(["stack", "stack", "cat", "grow", "history", "last", "sum", *["buffer"] * self.writes])
+            for _ in self.outputs
         ]
         lines, results, self._result_lines = [], [], []
         t = self.time
@@ -365,7 +387,7 @@ class _Writer:
         indent = ["        " + line for line in main]
         if self.place == "function":
             lines += [f"def step(module, {', '.join(arguments)}):", *("    " + line for line in step), "", ""]
-        if self.place == "cell":
+        if self.place in ("cell", "nested"):
             lines += [
                 "class Cell(nn.Module):",
                 *init(made),
@@ -375,6 +397,12 @@ class _Writer:
                 "",
             ]
             made = ["self.cell = Cell()"]
+        if self.place == "nested":
+            block = ["class Block(nn.Module):", *init(["self.cell = Cell()"]), "    def forward(self, *inputs):"]
+            lines += [*block, "        return self.cell(*inputs)", "", ""]
+            made = ["self.block = Block()"]
+        if self.extra == "hook":
+            made = [*made, "self.register_forward_hook(lambda module, inputs, result: None)"]
         lines += ["class Model(nn.Module):", *init(made)]
         if self.place == "method":
             lines += [f"    def step(self, {', '.join(arguments)}):", *("        " + line for line in step), ""]

@@ -1,0 +1,1 @@
+"""Breaks linrec one rule at a time, and asks which test says so."""
