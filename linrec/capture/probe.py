@@ -37,7 +37,7 @@ def undone(module: nn.Module, tensors: Sequence[Any] = (), parameters: str = "wa
     kept = [(b, b._version, b.detach().clone()) for b in module.buffers()]
     kept += [(t, t._version, t.detach().clone()) for t in tensors if isinstance(t, Tensor)]
     kept += [(p, p._version, p.detach().clone()) for p in _attributes_of(module, Tensor)]
-    own = [(p, p.data, p.requires_grad) for p in module.parameters()]
+    own = [(p, p.data, p.requires_grad) for p in module.parameters() if _is_plain(p)]
     writes = _Writes([p for p, *_ in own]) if parameters == "watch" else contextlib.nullcontext(_Writes([]))
     if parameters == "copy":
         kept += [(p, p._version, p.detach().clone()) for p, *_ in own]
@@ -195,9 +195,14 @@ class Record:
     output: Any = None
 
 
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor has memory of its own; a sharded parameter has not."""
+    return type(tensor) is Tensor or type(tensor.data) is Tensor
+
+
 def _place(tensor: Tensor) -> Hashable:
     """What identifies a tensor through the views that autograd makes of it: its memory and geometry."""
-    if tensor.layout is not torch.strided:
+    if tensor.layout is not torch.strided or not _is_plain(tensor):
         return id(tensor)
     start = tensor.untyped_storage().data_ptr()
     return (start, tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.is_conj())

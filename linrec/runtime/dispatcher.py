@@ -210,6 +210,8 @@ class Dispatcher:
             return self._transformed(args, kwargs)
         leaves, spec = pytree.tree_flatten((args, kwargs))
         if not _ordinary(leaves):
+            if self.owner:
+                self._note_strangers(leaves)
             return self.original(*args, **kwargs)
         try:
             key = _signature(self.module, leaves, spec)
@@ -221,6 +223,12 @@ class Dispatcher:
         if self.owner:
             return self._dispatch(key, spec, leaves, args, kwargs)
         return self.original(*args, **kwargs)
+
+    def _note_strangers(self, leaves: list[Any]) -> None:
+        """Say which arguments keep a call from being traced: what an object does in a call cannot be replayed."""
+        for name in sorted({type(x).__name__ for x in leaves if not _known(x)}):
+            hint = "Pass tensors and plain values; language models take use_cache=False in training."
+            self._note(Obstruction("LR014", "", f"the call has an argument of type {name}.", hint))
 
     def _note(self, problem: Obstruction) -> None:
         """Put an obstruction into the report that belongs to no signature."""
@@ -417,12 +425,16 @@ def _ordinary(leaves: list[Any]) -> bool:
                 return False
             if torch._C._functorch.is_functorch_wrapped_tensor(leaf):
                 return False
-        elif type(leaf) not in _PLAIN and not isinstance(leaf, (torch.dtype, torch.device)):
+        elif not _known(leaf):
             return False
     return (
         not torch.overrides._get_current_function_mode_stack()
         and not torch.utils._python_dispatch._get_current_dispatch_mode_stack()
     )
+
+
+def _known(leaf: Any) -> bool:
+    return isinstance(leaf, (Tensor, torch.dtype, torch.device)) or type(leaf) in _PLAIN
 
 
 def _signature(module: nn.Module, leaves: list[Any], spec: Any) -> Hashable:
