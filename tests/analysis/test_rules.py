@@ -122,6 +122,8 @@ case(aten.mul.Scalar, S(B, 3), 0.25)
 case(aten.mul.Scalar, S(B, 3), 0)
 case(aten.div.Scalar, S(B, 3), 3)
 case(aten.div.Tensor, S(B, 3), 4)
+case(aten.div.Tensor, S(B, 3), 1)
+case(aten.div.Tensor, S(B, 3, dtype=torch.complex128), F(3, dtype=torch.complex128))
 case(aten.neg.default, S(B, 1))
 case(aten.square.default, S(B, 3))
 for exponent in (1, 2, 3, 2.0):
@@ -409,7 +411,9 @@ def check(c: Case, symbolic: bool) -> None:
         torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
+_CURVED = ("tanh", "sigmoid", "relu", "abs", "exp", "sin", "sgn", "reciprocal", "sqrt", "gelu", "silu")
 GIVES_UP = [
+    *(Case(getattr(aten, name).default, (S(4, 3),), {}) for name in _CURVED),
     Case(aten.div.Tensor, (F(B, 3), S(B, 3)), {}),
     Case(aten.div.Tensor, (S(B, 3), S(3)), {}),
     Case(aten.div.Scalar, (S(B, 3), 0), {}),
@@ -447,6 +451,19 @@ def test_a_rule_gives_up(c: Case) -> None:
     for expand in (False, True):
         p, _ = built.polynomial(expand)
         assert any(m.of_kind("opaque") for m in p.terms), f"it is no polynomial: {p}"
+
+
+@pytest.mark.parametrize("c", [c for c in CASES if "zeros" in str(c.target)], ids=repr)
+def test_zeros_are_known_to_be_zeros(c: Case) -> None:
+    for expand in (False, True):
+        assert build(c, symbolic=True).polynomial(expand)[0].terms == ()
+
+
+def test_truth_values_of_a_state_are_opaque() -> None:
+    """Logic on them may look like arithmetic: `mul` is `and`."""
+    built = build(Case(aten.mul.Tensor, (S(B, 3, dtype=torch.bool), M(B, 3)), {}), symbolic=True)
+    p, _ = built.polynomial(expand=False)
+    assert any(m.of_kind("opaque") for m in p.terms)
 
 
 def test_every_rule_has_a_case() -> None:

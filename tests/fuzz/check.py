@@ -154,8 +154,9 @@ def _check(program: Program, model: nn.Module, oracle: nn.Module, schedule: Any)
         for batch, length in schedule:
             problems += compare(model, oracle, batch, length, program, program.rtol)
         report = linrec.report(model)
-        for mode in (model.eval, model.train):
-            mode()
+        for training in (False, True):
+            model.train(training)
+            oracle.train(training)
             problems += compare(model, oracle, 2, 7, program, 0.0 if not model.training else program.rtol)
         linrec.revert(model)
         if set(vars(model)) != attributes or any(

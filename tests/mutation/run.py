@@ -138,7 +138,7 @@ class Check:
             TimeRemainingColumn(),
             console=self.console,
         ) as progress:
-            if all(m.file.startswith(GUARD) for m in mutants):
+            if not self.options.programs or all(m.file.startswith(GUARD) for m in mutants):
                 wholes = {}
             self._measure(coverage, items, wholes, progress)
             task = progress.add_task("mutants", total=len(mutants))
