@@ -156,8 +156,12 @@ def _assigned(saved: Snapshot, module: nn.Module) -> list[tuple[str, str, Any]]:
             if not _same_items(container, content):
                 name = next(n for n, v in state.items() if any(c is container for c in containers(v)))
                 raise refuse("LR013", f"forward changes the {type(container).__name__} self.{name} in place.")
-        if any(sub.__dict__.get(t) is not state[t] or not _same_items(state[t], tables[t]) for t in _TABLES):
-            raise refuse("LR013", "forward assigns a parameter, a buffer or a submodule.")
+        for table, kind in zip(_TABLES, ("parameter", "buffer", "submodule"), strict=True):
+            live, old_items = sub.__dict__.get(table), tables[table]
+            if live is not state[table] or not _same_items(state[table], old_items):
+                changed = [n for n in {**old_items, **(live or {})} if (live or {}).get(n) is not old_items.get(n)]
+                where = ".".join(filter(None, (paths[id(sub)], *changed[:1])))
+                raise refuse("LR013", f"forward assigns the {kind} {where!r}.")
         for name, value in sub.__dict__.items():
             old = state.get(name, getattr(type(sub), name, _Slot))
             if type(old) in (int, float, complex, bool, str) and type(value) in _PLAIN and value != old:
