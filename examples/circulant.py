@@ -63,9 +63,8 @@ def shifts(recurrence: Any) -> list[tuple[int, Any]] | None:
 def solve(coefficient: list[Tensor], by: list[int], b: Tensor, h0: Tensor, length: int) -> Tensor:
     """All states, (T, *state), of a circulant recurrence with drives (T or 1, *state)."""
     size = h0.shape[-1]
-    kernel = sum(
-        torch.roll(c.reshape(1) * torch.eye(1, size, dtype=h0.dtype), k, -1)[0] for c, k in zip(coefficient, by)
-    )
+    first = torch.eye(1, size, dtype=h0.dtype)[0]
+    kernel = sum(c.reshape(1) * torch.roll(first, k) for c, k in zip(coefficient, by, strict=True))
     a = torch.fft.fft(kernel).expand(length, *h0.shape)
     spectra = linear_scan(a, torch.fft.fft(b.expand(length, *h0.shape)), torch.fft.fft(h0), dim=0)
     return torch.fft.ifft(spectra).real

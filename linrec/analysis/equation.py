@@ -177,6 +177,8 @@ class _Writer:
         symbol, turned = self.labels.of(factor.atom.node, role)
         if kind == "reciprocal":
             return symbol**-1, turned
+        if kind in ("position", "wrapped position"):
+            return Symbol(f"onehot({to_text(symbol)})"), False
         if kind in ("mask", "unmask"):
             return Symbol(f"[{'not ' if kind == 'unmask' else ''}{to_text(symbol)}]"), turned
         return symbol, turned

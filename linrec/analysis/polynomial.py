@@ -28,8 +28,10 @@ class Atom:
     """A tensor that the domain does not look into.
 
     ``kind`` is "value" (state-free), "state" (a carry), "reciprocal" (1 / value), "mask" or "unmask" (1 where a boolean
-    value holds, or does not), "opaque" (depends on the state through an operator without a rule), or "selection": no
-    node but a constant matrix, 1 where the column is ``rows[row]`` of ``columns``, else 0.
+    value holds, or does not), "position" (a last dimension of ``columns``, 1 where the column is the value, an
+    integer; "wrapped position" where negative ones count from the end), "opaque" (depends on the state through an
+    operator without a rule), or "selection": no node but a constant matrix, 1 where the column is ``rows[row]`` of
+    ``columns``, else 0.
     """
 
     kind: str
@@ -45,7 +47,8 @@ class Atom:
     def __repr__(self) -> str:
         if self.node is None:
             return self.name
-        mark = {"value": "", "state": "", "reciprocal": "1/", "mask": "?", "unmask": "!", "opaque": "~"}[self.kind]
+        marks = {"value": "", "state": "", "reciprocal": "1/", "mask": "?", "unmask": "!", "opaque": "~"}
+        mark = marks.get(self.kind, "@")
         return f"{mark}{self.node.name}"
 
 
@@ -367,7 +370,7 @@ def _canonical(factors: tuple[Factor, ...], free: set[Index]) -> tuple[Any, tupl
 
     def rough(f: Factor) -> Any:
         axes = tuple(tuple(i if i in free else -1 for i in axis) for axis in f.axes)
-        return (f.atom.kind, f.atom.name, axes)
+        return (f.atom.kind, f.atom.name, f.atom.columns, axes)
 
     ordered = tuple(sorted(factors, key=rough))
     names: dict[Index, int] = {}
@@ -375,6 +378,7 @@ def _canonical(factors: tuple[Factor, ...], free: set[Index]) -> tuple[Any, tupl
         (
             f.atom.kind,
             f.atom.name,
+            f.atom.columns,
             tuple(tuple(i if i in free else names.setdefault(i, -1 - len(names)) for i in axis) for axis in f.axes),
         )
         for f in ordered

@@ -181,6 +181,32 @@ def _stack(algebra: Algebra, node: fx.Node, tensors: Any, dim: int = 0) -> Polyn
     return result
 
 
+@rule(aten.slice_scatter.default)
+def _slice_scatter(
+    algebra: Algebra, node: fx.Node, a: Any, b: Any, dim: int = 0, start: Any = None, end: Any = None, step: int = 1
+) -> Polynomial:
+    if not all(x is None or isinstance(x, int) for x in (start, end)):
+        raise NoRule("a slice at a symbolic position")
+    return _put(algebra, a, b, dim, range(*slice(start, end, step).indices(_size(algebra, a, dim))))
+
+
+@rule(aten.select_scatter.default)
+def _select_scatter(algebra: Algebra, node: fx.Node, a: Any, b: Any, dim: int, index: Any) -> Polynomial:
+    if not isinstance(index, int):
+        raise NoRule("an element at a symbolic position")
+    dim %= a.rank
+    lifted = Polynomial((*b.axes[:dim], (), *b.axes[dim:]), b.terms)
+    return _put(algebra, a, lifted, dim, [index % _size(algebra, a, dim)])
+
+
+def _put(algebra: Algebra, a: Polynomial, b: Polynomial, dim: int, at: Sequence[int]) -> Polynomial:
+    """`a` with its elements at some positions along a dimension replaced by those of `b`."""
+    size = _size(algebra, a, dim)
+    place = {i: k for k, i in enumerate(at)}
+    kept = select_rows(algebra, a, dim, [-1 if i in place else i for i in range(size)])
+    return algebra.space.add(kept, select_rows(algebra, b, dim, [place.get(i, -1) for i in range(size)]))
+
+
 @rule(operator.getitem)
 def _getitem(algebra: Algebra, node: fx.Node, source: Any, index: Any) -> Polynomial:
     """A member of what `split`, `chunk` or `unbind` returns."""

@@ -37,6 +37,7 @@ def undone(module: nn.Module, tensors: Sequence[Any] = (), parameters: str = "wa
     kept = [(b, b._version, b.detach().clone()) for b in module.buffers()]
     kept += [(t, t._version, t.detach().clone()) for t in tensors if isinstance(t, Tensor)]
     kept += [(p, p._version, p.detach().clone()) for p in _attributes_of(module, Tensor)]
+    apart = [t for t in [*module.buffers(), *_attributes_of(module, Tensor)] if not t.requires_grad]
     own = [(p, p.data, p.requires_grad) for p in module.parameters() if _is_plain(p)]
     writes = _Writes([p for p, *_ in own]) if parameters == "watch" else contextlib.nullcontext(_Writes([]))
     if parameters == "copy":
@@ -67,6 +68,9 @@ def undone(module: nn.Module, tensors: Sequence[Any] = (), parameters: str = "wa
                 parameter.requires_grad_(requires_grad)
             if parameter.data_ptr() != data.data_ptr():
                 parameter.data = data
+        for tensor in apart:
+            if tensor.requires_grad:  # what was written into it carries gradient
+                tensor.detach_()
         kept += written.before
         with torch.no_grad():
             for tensor, version, value in kept:
@@ -100,6 +104,12 @@ def _suspend_hooks(module: nn.Module) -> list[tuple[nn.Module, str, Any]]:
 def _numpy_state() -> Any:
     numpy = sys.modules.get("numpy")
     return numpy.random.get_state() if numpy is not None else None
+
+
+def _numpy_draws() -> Any:
+    """Something that changes with every number drawn from numpy's global generator."""
+    state = _numpy_state()
+    return None if state is None else (state[1].tobytes(), *state[2:])
 
 
 def _attributes_of(module: nn.Module, kind: type) -> list[Any]:
@@ -181,9 +191,9 @@ class Record:
         events: one entry per operator, in order: name, plain arguments and, for tensors, where they came from.
         own: for each module, the largest number of operators and child calls that one call of it ran itself.
         result: the pytree structure and, per leaf of the result, where it came from.
-        calls: how often each torch function was called (with its floating-point arguments). Unlike `events` this does
-            not depend on strides.
-        drew: whether Python's random generator was used.
+        calls: how often each torch function was called (with its floating-point arguments, and in which gradient mode).
+            Unlike `events` this does not depend on strides.
+        drew: whether Python's or numpy's random generator was used.
         output: what the run returned.
     """
 
@@ -245,6 +255,11 @@ class _Recorder(TorchDispatchMode):
         return out
 
 
+READS_REQUIRES_GRAD = "Tensor.requires_grad"
+"""The name under which a read of this property is counted."""
+_REQUIRES_GRAD: Any = Tensor.requires_grad.__get__  # type: ignore[attr-defined]
+
+
 class _Calls(TorchFunctionMode):
     """Counts the calls, and notes in which gradient mode they are made, which operators themselves do not show."""
 
@@ -256,18 +271,50 @@ class _Calls(TorchFunctionMode):
         if self.grad and not torch.is_grad_enabled():
             self.record.events.append(("no_grad", (), (str(getattr(func, "__name__", func)),)))
         leaves = pytree.tree_leaves((args, kwargs))
-        name = getattr(func, "__qualname__", None) or str(func)
-        self.record.calls[(name, tuple(x for x in leaves if type(x) is float))] += 1
+        name = READS_REQUIRES_GRAD if func == _REQUIRES_GRAD else getattr(func, "__qualname__", None) or str(func)
+        self.record.calls[(name, tuple(x for x in leaves if type(x) is float), torch.is_grad_enabled())] += 1
         return func(*args, **(kwargs or {}))
 
 
 def count_calls(module: nn.Module, forward: Any, spec: Any, leaves: Sequence[Any]) -> Record:
-    """Run `forward` without gradient, and only count its calls: cheaper than `record`, for long inputs."""
-    found = Record()
-    args, kwargs = pytree.tree_unflatten(list(leaves), spec)
-    with undone(module, leaves), torch.no_grad(), _Calls(found, False):
-        found.output = forward(*args, **kwargs)
+    """Run `forward` and only count its calls: cheaper than `record`, for long inputs.
+
+    It runs in the caller's gradient mode, on which it may base decisions, but what it saves for backward is dropped.
+    """
+    for pack in (_dropped, _kept):
+        found = Record()
+        args, kwargs = pytree.tree_unflatten(list(leaves), spec)
+        try:
+            with (
+                undone(module, leaves),
+                torch.autograd.graph.saved_tensors_hooks(pack, _unpacked),
+                _Calls(found, False),
+            ):
+                found.output = forward(*args, **kwargs)
+            break
+        except _DroppedError:  # forward takes gradients itself
+            continue
+    found.output = pytree.tree_map_only(Tensor, Tensor.detach, found.output)
     return found
+
+
+class _DroppedError(RuntimeError):
+    """A saved tensor is asked for that was not kept."""
+
+
+def _dropped(tensor: Tensor) -> Tensor | None:
+    """Keeps nothing of a tensor that is saved for backward."""
+    return None
+
+
+def _kept(tensor: Tensor) -> Tensor | None:
+    return tensor
+
+
+def _unpacked(packed: Tensor | None) -> Tensor:
+    if packed is None:
+        raise _DroppedError
+    return packed
 
 
 def record(module: nn.Module, forward: Any, spec: Any, leaves: Sequence[Any], per_module: bool = False) -> Record:
@@ -292,9 +339,9 @@ def record(module: nn.Module, forward: Any, spec: Any, leaves: Sequence[Any], pe
     handles = _count_per_module(recorder, module, found) if per_module else []
     try:
         with undone(module, leaves), torch.enable_grad(), _Calls(found, True), recorder:
-            python_rng = random.getstate()
+            before = random.getstate(), _numpy_draws()
             out = forward(*args, **kwargs)
-            found.drew = random.getstate() != python_rng
+            found.drew = (random.getstate(), _numpy_draws()) != before
     finally:
         for handle in handles:
             handle.remove()

@@ -12,7 +12,7 @@ import logging
 import sys
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
@@ -161,8 +161,12 @@ def _assigned(saved: Snapshot, module: nn.Module) -> list[tuple[str, str, Any]]:
             if not _same_items(container, content):
                 name = next(n for n, v in state.items() if any(c is container for c in containers(v)))
                 raise refuse("LR013", f"forward changes the {type(container).__name__} self.{name} in place.")
-        if any(sub.__dict__.get(t) is not state[t] or not _same_items(state[t], tables[t]) for t in _TABLES):
-            raise refuse("LR013", "forward assigns a parameter, a buffer or a submodule.")
+        for table, kind in zip(_TABLES, ("parameter", "buffer", "submodule"), strict=True):
+            live, old_items = sub.__dict__.get(table), tables[table]
+            if live is not state[table] or not _same_items(state[table], old_items):
+                changed = [n for n in {**old_items, **(live or {})} if (live or {}).get(n) is not old_items.get(n)]
+                where = ".".join(filter(None, (paths[id(sub)], *changed[:1])))
+                raise refuse("LR013", f"forward assigns the {kind} {where!r}.")
         for name, value in sub.__dict__.items():
             old = state.get(name, getattr(type(sub), name, _Slot))
             if type(old) in (int, float, complex, bool, str) and type(value) in _PLAIN and value != old:
@@ -337,6 +341,7 @@ def trace(module: nn.Module, forward: Any, spec: Any, leaves: Sequence[Any], dyn
         with _quiet(), opaque_autograd_functions(), _this_thread_only():
             try:
                 program = torch.export.export(flat, (tensors,), dynamic_shapes=(list(dynamic),), strict=False)
+                literals = _literals(program)
                 _inline_grad_modes(program)
                 mixed = is_autocast() or has_regions(program.graph_module)
                 if mixed:
@@ -355,9 +360,43 @@ def trace(module: nn.Module, forward: Any, spec: Any, leaves: Sequence[Any], dyn
         torch.set_rng_state(rng)
         restore_attributes(saved)
     out_spec, out_leaves, attributes = flat.results.value
-    result = _as_trace(program, module, out_spec, out_leaves, attributes)
-    result.mixed = mixed
-    return result
+    found = _as_trace(program, module, out_spec, out_leaves, attributes)
+    _merge_literals(found, literals)
+    found.mixed = mixed
+    return found
+
+
+def _literals(program: Any) -> dict[str, Hashable]:
+    """What tells constants apart that forward makes anew whenever it runs, as `torch.tensor` and lists of indices do
+    (all that reads them copies them first), by name: their values, or where the memory is an array's of the user's,
+    who may write into it, that memory."""
+    found: dict[str, Hashable] = {}
+    copies = {torch.ops.aten.lift_fresh_copy.default, torch.ops.aten.lift_fresh.default}
+    specs = {s.arg.name: s for s in program.graph_signature.input_specs if s.kind is InputKind.CONSTANT_TENSOR}
+    for node in program.graph.nodes:
+        if node.op == "placeholder" and node.name in specs and {user.target for user in node.users} <= copies:
+            name = str(specs[node.name].target)
+            x = program.constants[name]
+            own = x.untyped_storage().resizable()
+            content = x.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes() if own else x.data_ptr()
+            found[name] = (x.dtype, x.device, tuple(x.shape), x.stride(), content)
+    return found
+
+
+def _merge_literals(trace: Trace, literals: dict[str, Hashable]) -> None:
+    """Let equal literals be one constant: the same line makes its own at every step."""
+    placeholders = [n for n in trace.graph_module.graph.nodes if n.op == "placeholder"]
+    first: dict[Hashable, fx.Node] = {}
+    kept = []
+    for node, source in zip(placeholders, trace.sources, strict=True):
+        if source.kind == "constant" and source.name in literals:
+            other = first.setdefault(literals[source.name], node)
+            if other is not node:
+                node.replace_all_uses_with(other)
+                trace.graph_module.graph.erase_node(node)
+                continue
+        kept.append(source)
+    trace.sources[:] = kept
 
 
 @contextlib.contextmanager

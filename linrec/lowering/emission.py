@@ -98,6 +98,9 @@ class Emitter:
             return self._selection(factor)
         steps = self.v.run(factor.atom.node)
         node = steps.node if steps.timed else self._emit(aten.unsqueeze.default, steps.node, 0)
+        if factor.atom.kind in ("position", "wrapped position"):
+            wraps = factor.atom.kind == "wrapped position"
+            node = self._emit(one_hot, node, factor.atom.columns, value(self.like).dtype, wraps)
         if factor.atom.kind == "reciprocal" and not value(node).is_floating_point() and not value(node).is_complex():
             node = self._emit(aten._to_copy.default, node, dtype=value(self.like).dtype)
         if factor.atom.kind == "reciprocal":
@@ -197,6 +200,15 @@ class Emitter:
                     new.meta["val"] = own
                     return new
         raise NoRule(f"the size {size} is not computed in the graph")
+
+
+def one_hot(positions: torch.Tensor, columns: int, dtype: torch.dtype, wraps: bool) -> torch.Tensor:
+    """(*shape, columns) from integers (*shape): 1 where the column is the position; negative ones count from the end
+    where `wraps`. Positions out of range raise, as indexing does."""
+    positions = positions.long()
+    if wraps:
+        positions = torch.where(positions < 0, positions + columns, positions)
+    return torch.nn.functional.one_hot(positions, columns).to(dtype)
 
 
 def selection(

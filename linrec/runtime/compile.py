@@ -16,7 +16,7 @@ from linrec.capture.autograd_function import restore_autograd_functions
 from linrec.capture.discover import SHORT, TimeAxis, find_time
 from linrec.capture.generalize import generalize
 from linrec.capture.normalize import normalize, shape_of, value
-from linrec.capture.probe import attribute_reads, record, resize, undone
+from linrec.capture.probe import READS_REQUIRES_GRAD, attribute_reads, record, resize, undone
 from linrec.capture.reroll import reroll
 from linrec.capture.trace import Trace, trace
 from linrec.ir.extension import Extension
@@ -28,9 +28,11 @@ from linrec.ir.timeaxis import size
 from linrec.ops.precision import autocast_state, no_autocast
 from linrec.passes import involved, standard
 from linrec.passes.base import Observer
-from linrec.runtime.plan import Plan, TimeDim, lookup
+from linrec.runtime.plan import Plan, TimeDim, gradient_flags, lookup
 from linrec.runtime.state import frozen_state
 from linrec.runtime.validate import validate
+
+Varied = list[set[int]]
 
 _LENGTHS = ((SHORT, SHORT + 2), (14, 16))
 
@@ -42,6 +44,22 @@ class Compiled:
     plans: list[Plan] = field(default_factory=list)
     obstructions: list[Obstruction] = field(default_factory=list)
     recurrences: list[Recurrence] = field(default_factory=list)
+    sizes: list[list[tuple[int, ...]]] = field(default_factory=list)
+    """The sizes of the tensors among the leaves of each call that was compiled."""
+
+    def varied(self, leaves: Sequence[Any]) -> Varied:
+        """Note the sizes of a call that is about to be compiled.
+
+        Returns:
+            for each of its tensors, the dimensions that had another size in a call compiled before.
+        """
+        now = [tuple(x.shape) for x in leaves if isinstance(x, Tensor)]
+        found: Varied = [set() for _ in now]
+        for then in self.sizes:
+            for dims, a, b in zip(found, then, now, strict=True):
+                dims |= {d for d, (i, j) in enumerate(zip(a, b, strict=True)) if i != j}
+        self.sizes.append(now)
+        return found
 
 
 @dataclass
@@ -62,7 +80,7 @@ class Options:
 
 
 def compile_call(
-    module: nn.Module, forward: Any, spec: Any, leaves: Sequence[Any], name: str, options: Options
+    module: nn.Module, forward: Any, spec: Any, leaves: Sequence[Any], name: str, options: Options, varied: Varied
 ) -> tuple[Plan | None, list[Obstruction]]:
     """Compile one call.
 
@@ -70,6 +88,8 @@ def compile_call(
         module: the module; forward: its unwrapped forward.
         spec, leaves: the call's ``(args, kwargs)``, flattened.
         name: qualified name of the module, for the report.
+        varied: for each tensor leaf, the dimensions that the plan shall serve at any size, besides time and the first
+            other one. Each symbol costs tracing time, and hides from the analysis where a dimension is cut.
 
     Returns:
         (plan, []), or (None, obstructions).
@@ -79,30 +99,42 @@ def compile_call(
         if module not in axis.owners:
             continue
         try:
-            return _compile(module, forward, spec, leaves, axis, name, options), []
+            return _compile(module, forward, spec, leaves, axis, name, options, varied), []
         except Refused as refused:
             obstructions.append(refused.obstruction)
     return None, obstructions
 
 
 def _compile(
-    module: nn.Module, forward: Any, spec: Any, leaves: Sequence[Any], axis: TimeAxis, name: str, options: Options
+    module: nn.Module,
+    forward: Any,
+    spec: Any,
+    leaves: Sequence[Any],
+    axis: TimeAxis,
+    name: str,
+    options: Options,
+    varied: Varied,
 ) -> Plan:
-    key = _fingerprint(module, forward, spec, leaves, axis)
-    if key is not None and key in options.shared:
-        plan, state = options.shared[key]
-        return _adopt(plan, axis, name, state == frozen_state(module, _read_by(module, forward, spec, leaves, axis)))
+    tensors = [x for x in leaves if isinstance(x, Tensor)]
+    flags = gradient_flags(module, tensors) if _reads_gradient_flags(module, forward, spec, leaves, axis) else None
+    key = _fingerprint(module, forward, spec, leaves, axis, varied)
+    known = options.shared.get(key) if key is not None else None
+    if known is not None and known[0].fits(tensors):
+        plan, state = known
+        same_state = state == frozen_state(module, _read_by(module, forward, spec, leaves, axis))
+        return replace(_adopt(plan, axis, name, same_state), flags=flags)
     refusal: Refused | None = None
     for lengths in _LENGTHS:
         try:
-            plan = _at_lengths(module, forward, spec, leaves, axis, lengths, name, options)
-            if any(_may_need_sizes(r) for r in plan.recurrences):
+            plan = _at_lengths(module, forward, spec, leaves, axis, lengths, name, options, varied)
+            if any(varied) and any(_may_need_sizes(r) for r in plan.recurrences):
                 plan = _with_fixed_sizes(plan, module, forward, spec, leaves, axis, lengths, name, options)
         except Refused as refused:
             refusal = refusal or refused
             if refused.obstruction.id not in ("LR004", "LR005"):
                 break
             continue
+        plan.flags = flags
         if key is not None:
             options.shared[key] = (plan, frozen_state(module, _read_by(module, forward, spec, leaves, axis)))
         return plan
@@ -131,7 +163,7 @@ def _with_fixed_sizes(
     if all(isinstance(d, int) for dims in plan.shapes for d in _after_batch(dims)):
         return plan
     try:
-        fixed = _at_lengths(module, forward, spec, leaves, axis, lengths, name, options, fixed=True)
+        fixed = _at_lengths(module, forward, spec, leaves, axis, lengths, name, options, [])
     except Refused:
         return plan
     loops = [sum(not r.parallel for r in p.recurrences) for p in (plan, fixed)]
@@ -164,14 +196,28 @@ def _read_by(module: nn.Module, forward: Any, spec: Any, leaves: Sequence[Any], 
     return names
 
 
-def _fingerprint(module: nn.Module, forward: Any, spec: Any, leaves: Sequence[Any], axis: TimeAxis) -> Hashable:
-    """What two modules must share to share a plan: all operators, and where all their arguments come from."""
+def _free_dims(leaves: Sequence[Any], axis: TimeAxis, varied: Varied) -> list[set[int]]:
+    """For each tensor leaf, the dimensions that become symbols: the first one besides time, and those that varied."""
+    found: list[set[int]] = []
+    for i, leaf in enumerate(leaves):
+        if isinstance(leaf, Tensor):
+            other = [d for d in range(leaf.dim()) if d not in axis.dims.get(i, {})]
+            found.append(set(other[:1]) | (varied[len(found)] & set(other) if varied else set()))
+    return found
+
+
+def _fingerprint(
+    module: nn.Module, forward: Any, spec: Any, leaves: Sequence[Any], axis: TimeAxis, varied: Varied
+) -> Hashable:
+    """What two modules must share to share a plan: all operators, where all their arguments come from, and the sizes
+    that a plan is made for."""
     parts: list[Any] = [type(module), getattr(forward, "__func__", None), str(spec), module.training]
     parts.append(tuple((i, tuple(sorted(d.items()))) for i, d in axis.dims.items()))
     parts.append(tuple(type(x).__name__ if isinstance(x, Tensor) else repr(x) for x in leaves))
     parts += [torch.is_grad_enabled(), autocast_state()]
-    _refuse_unseen_effects(module, forward, spec, resize(leaves, axis.dims, SHORT))
-    # Sizes other than time are symbols or fixed per plan; what they are at the moment is part of the key all the same.
+    short = [x for x in resize(leaves, axis.dims, SHORT) if isinstance(x, Tensor)]
+    for x, free in zip(short, _free_dims(leaves, axis, varied), strict=True):
+        parts.append(tuple(None if d in free else size for d, size in enumerate(x.shape)))
     for length in (SHORT, SHORT + 2):
         try:
             found = record(module, forward, spec, resize(leaves, axis.dims, length))
@@ -181,16 +227,32 @@ def _fingerprint(module: nn.Module, forward: Any, spec: Any, leaves: Sequence[An
     return tuple(parts)
 
 
-def _refuse_unseen_effects(module: nn.Module, forward: Any, spec: Any, leaves: Sequence[Any]) -> None:
-    """Refuse what a trace does not show: decisions of Python's random generator, gradient requested inside forward."""
+_ON_TENSORS = ("requires_grad_", "register_hook", "register_post_accumulate_grad_hook", "retain_grad")
+"""Methods that change what backward does at a tensor of the loop, which no operator shows."""
+
+
+def _reads_gradient_flags(module: nn.Module, forward: Any, spec: Any, leaves: Sequence[Any], axis: TimeAxis) -> bool:
+    """Whether forward asks tensors if they require gradient, and may decide something by it.
+
+    Raises:
+        Refused: what a trace does not show: draws of Python's or numpy's random generator (LR009), hooks on tensors or
+            gradient requested inside forward (LR014).
+    """
+    short = resize(leaves, axis.dims, SHORT)
+    for i, leaf in enumerate(leaves):
+        if isinstance(leaf, Tensor) and leaf.requires_grad:
+            short[i] = short[i].requires_grad_() * 1  # forward may write into its inputs, which no leaf allows
     try:
-        found = record(module, forward, spec, leaves)
+        found = record(module, forward, spec, short)
     except Exception:  # at this length the model does not run: tracing will say so
-        return
+        return False
     if found.drew:
-        raise refuse("LR009", "forward draws from Python's random generator.")
-    if any(str(key[0]).endswith("requires_grad_") for key in found.calls):  # type: ignore[index]
-        raise refuse("LR014", "forward calls requires_grad_.")
+        raise refuse("LR009", "forward draws from a random generator of Python or numpy.")
+    called = {str(key[0]).rpartition(".")[2] for key in found.calls}  # type: ignore[index]
+    for name in _ON_TENSORS:
+        if name in called:
+            raise refuse("LR014", f"forward calls {name}.")
+    return any(key[0] == READS_REQUIRES_GRAD for key in found.calls)  # type: ignore[index]
 
 
 def _at_lengths(
@@ -202,9 +264,9 @@ def _at_lengths(
     lengths: tuple[int, int],
     name: str,
     options: Options,
-    fixed: bool = False,
+    varied: Varied,
 ) -> Plan:
-    traces = [_trace(module, forward, spec, leaves, axis, length, fixed) for length in lengths]
+    traces = [_trace(module, forward, spec, leaves, axis, length, varied) for length in lengths]
     # Autocast's casts are operators of the traces by now; what is written from here on chooses its own dtypes.
     with no_autocast():
         plan, changed_by = _rewritten(module, traces, axis, name, options)
@@ -279,18 +341,17 @@ def _naming(refused: Refused, extensions: list[Extension]) -> Refused:
 
 
 def _trace(
-    module: nn.Module, forward: Any, spec: Any, leaves: Sequence[Any], axis: TimeAxis, length: int, fixed: bool
+    module: nn.Module, forward: Any, spec: Any, leaves: Sequence[Any], axis: TimeAxis, length: int, varied: Varied
 ) -> Trace:
     short = resize(leaves, axis.dims, length)
     for i, leaf in enumerate(leaves):
         if isinstance(leaf, Tensor):
             short[i].requires_grad_(leaf.requires_grad)
-    dynamic = []
-    for i, leaf in enumerate(short):
-        if isinstance(leaf, Tensor):
-            time = axis.dims.get(i, {})
-            free = [d for d in range(leaf.dim()) if d not in time][: 1 if fixed else None]
-            dynamic.append({d: torch.export.Dim.AUTO for d in free if leaf.shape[d] > 1} or None)
+    tensors = [x for x in short if isinstance(x, Tensor)]
+    dynamic = [
+        {d: torch.export.Dim.AUTO for d in sorted(free) if x.shape[d] > 1} or None
+        for x, free in zip(tensors, _free_dims(leaves, axis, varied), strict=True)
+    ]
     result = trace(module, forward, spec, short, dynamic)
     result.length = length
     return result

@@ -351,8 +351,9 @@ class Dispatcher:
             plan = None
             obstructions = [problem] if problem else []
             if problem is None:
+                varied = found.varied(leaves)
                 plan, obstructions = compile_call(
-                    self.module, self.original, spec, leaves, self.name, self.settings.options
+                    self.module, self.original, spec, leaves, self.name, self.settings.options, varied
                 )
             if plan is not None:
                 found.plans.append(plan)

@@ -35,6 +35,7 @@ class Plan:
         recurrences: what the compiler found, for the report.
         guards: conditions on the symbolic sizes that tracing relied on: functions of {symbol: size}.
         checked: the greatest length at which the original was compared.
+        flags: which tensors required gradient, where forward asks; None where it does not.
         broken_from: the length from which on the plan must not be used, with the reason.
         mixed: whether autocast decided on dtypes; its casts are operators of the graph, which runs without it.
     """
@@ -52,6 +53,7 @@ class Plan:
     guards: list[Any] = field(default_factory=list)
     state: list[tuple[torch.dtype, torch.Size, torch.device] | None] = field(default_factory=list)
     checked: int = 0
+    flags: tuple[bool, ...] | None = None
     broken_from: tuple[int, Obstruction] | None = None
     signature_counts: Any = None
     mixed: bool = False
@@ -71,6 +73,8 @@ class Plan:
                         return False
                 elif dim is not None and length + dim.offset != size:
                     return False
+        if self.flags is not None and self.flags != gradient_flags(module, tensors):
+            return False
         if self.guards and not all(guard(symbols) for guard in self.guards):
             return False
         for source, expected in zip(self.sources, self.state, strict=True):
@@ -84,6 +88,11 @@ class Plan:
         """The length of a call, from its tensor leaves."""
         axis = self.axis
         return tensors[axis.tensor_leaves.index(axis.leaf)].shape[axis.dim] - axis.dims[axis.leaf][axis.dim]
+
+    def fits(self, tensors: Sequence[Tensor]) -> bool:
+        """Whether the sizes that the plan is made for are those of these tensor leaves."""
+        pairs = [pair for x, dims in zip(tensors, self.shapes, strict=True) for pair in zip(x.shape, dims, strict=True)]
+        return all(type(dim) is not int or dim == size for size, dim in pairs)
 
     def arguments(self, module: nn.Module, tensors: Sequence[Tensor]) -> list[Any]:
         """The values of the graph's placeholders for one call."""
@@ -129,6 +138,11 @@ class Plan:
 
 def _assemble(spec: Any, leaves: list[Any], values: list[Tensor]) -> Any:
     return pytree.tree_unflatten([values[x.position] if isinstance(x, Slot) else x for x in leaves], spec)
+
+
+def gradient_flags(module: nn.Module, tensors: Sequence[Tensor]) -> tuple[bool, ...]:
+    """For each tensor of a call and each parameter, whether it requires gradient."""
+    return tuple(x.requires_grad for x in (*tensors, *module.parameters()))
 
 
 def lookup(module: nn.Module, name: str) -> Any:

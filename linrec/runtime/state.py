@@ -3,6 +3,7 @@ into something that compares equal exactly when none of them has changed."""
 
 from __future__ import annotations
 
+import sys
 import types
 from collections.abc import Hashable
 from typing import Any
@@ -36,6 +37,8 @@ _TABLES = frozenset(
     )
 )
 _DEPTH = 4
+_MAX_BYTES = 1 << 16
+"""Up to which size the content of an array counts; it is compared at every call."""
 
 
 def frozen_state(module: nn.Module, only: set[str] | None = None) -> Hashable:
@@ -67,6 +70,14 @@ def _frozen(value: Any, memo: dict[int, Hashable], depth: int) -> Hashable:
     if isinstance(value, Tensor):
         # A tensor inside a container is a constant of the plan: another one, or a change of it, needs another plan.
         return ("tensor", id(value), value._version)
+    numpy = sys.modules.get("numpy")
+    if (
+        numpy is not None
+        and isinstance(value, numpy.ndarray)
+        and value.nbytes <= _MAX_BYTES
+        and not value.dtype.hasobject
+    ):
+        return ("array", str(value.dtype), value.shape, value.tobytes())
     key = id(value)
     if key in memo:
         return memo[key]

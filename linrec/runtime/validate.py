@@ -345,7 +345,8 @@ _LOOSE = {torch.float64: 1e-6, torch.complex128: 1e-6, torch.float32: 2e-3, torc
 def check_length(
     plan: Plan, module: nn.Module, forward: Any, spec: Any, leaves: Sequence[Any], length: int
 ) -> Obstruction | None:
-    """Run the original at this length, without gradient, and compare its operators and values with the plan.
+    """Run the original at this length, without a backward pass, and compare its operators, the gradient mode that each
+    runs in, and its values with the plan.
 
     Short traces cannot see a branch on a later step, or a cap on the number of steps.
     """
@@ -355,23 +356,23 @@ def check_length(
         counts = [count_calls(module, forward, spec, x).calls for x in sized]
         plan.signature_counts = (first, counts[0], counts[1])
     first, one, two = plan.signature_counts
-    with torch.no_grad():
-        plain = [x.detach() if isinstance(x, Tensor) else x for x in leaves]
-        found = count_calls(module, forward, spec, plain)
-        expected: Counter[Any] = Counter()
-        for key in one | two:
-            expected[key] = one[key] + (two[key] - one[key]) * (length - first) // 2
-        actual: Counter[Any] = found.calls
-        for key in expected.keys() | actual.keys():
-            if expected[key] != actual[key]:
-                text = f"at length {length} '{key[0]}' runs {actual[key]} times where {expected[key]} were expected."
-                return Obstruction("LR011", "", text)
-        # Nothing may watch torch's operators here: kernels would make way for it.
-        with undone(module, leaves, parameters="leave"), torch.random.fork_rng(devices=[]):
-            try:
-                ours = plan.run(module, [x for x in leaves if isinstance(x, Tensor)])
-            except Exception as error:  # a plan that cannot run must not take the model with it
-                return Obstruction("LR010", "", f"at length {length} the rewritten graph fails: {error}.")
+    plain = [x.detach() if isinstance(x, Tensor) else x for x in leaves]
+    found = count_calls(module, forward, spec, plain)
+    expected: Counter[Any] = Counter()
+    for key in one | two:
+        expected[key] = one[key] + (two[key] - one[key]) * (length - first) // 2
+    actual: Counter[Any] = found.calls
+    for key in expected.keys() | actual.keys():
+        if expected[key] != actual[key]:
+            mode = " without gradient" if torch.is_grad_enabled() and not key[2] else ""
+            text = f"at length {length} '{key[0]}' runs {actual[key]} times{mode} where {expected[key]} were expected."
+            return Obstruction("LR011", "", text)
+    # Nothing may watch torch's operators here: kernels would make way for it.
+    with torch.no_grad(), undone(module, leaves, parameters="leave"), torch.random.fork_rng(devices=[]):
+        try:
+            ours = plan.run(module, [x for x in leaves if isinstance(x, Tensor)])
+        except Exception as error:  # a plan that cannot run must not take the model with it
+            return Obstruction("LR010", "", f"at length {length} the rewritten graph fails: {error}.")
         truth = _truth(module, forward, spec, plain) if plan.mixed else None
     results = [pytree.tree_leaves(x) for x in (found.output, ours)]
     for i, (a, b) in enumerate(zip(*results, strict=True)):

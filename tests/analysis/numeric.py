@@ -4,6 +4,7 @@ its bound indices. Written apart from `linrec.lowering`, so that the two check o
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -72,6 +73,11 @@ class Numbers:
                     matrix[row, column] = 1
             return matrix
         value = self.values[f.atom.node]
+        if f.atom.kind.endswith("position"):
+            hot = torch.zeros(*value.shape, f.atom.columns, dtype=dtype)
+            for place in itertools.product(*map(range, value.shape)):
+                hot[(*place, int(value[place]))] = 1
+            return hot
         if f.atom.kind in ("mask", "unmask"):
             return (value if f.atom.kind == "mask" else ~value).to(dtype)
         value = value.to(dtype)

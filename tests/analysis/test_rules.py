@@ -25,15 +25,19 @@ B = BATCH
 
 @dataclass(frozen=True)
 class Arg:
-    """A tensor argument: of a state, of a state-free value, or a boolean mask."""
+    """A tensor argument: of a state, of a state-free value, a boolean mask, or integers within bounds."""
 
     kind: str
     shape: tuple[int, ...]
     dtype: torch.dtype = torch.float64
 
+    bounds: tuple[int, int] = (0, 1)
+
     def draw(self) -> Tensor:
         if self.kind == "mask":
             return torch.rand(self.shape) < 0.5
+        if self.kind == "index":
+            return torch.randint(*self.bounds, self.shape)
         values = torch.randn(self.shape, dtype=torch.complex128 if self.dtype.is_complex else torch.float64)
         return (values + 0.3 * values.sgn()).to(self.dtype)
 
@@ -48,6 +52,11 @@ def F(*shape: int, dtype: torch.dtype = torch.float64) -> Arg:
 
 def M(*shape: int) -> Arg:
     return Arg("mask", shape)
+
+
+def P(*shape: int, to: int, start: int = 0) -> Arg:
+    """Positions from `start` to `to`, that one excluded."""
+    return Arg("index", shape, torch.int64, (start, to))
 
 
 class _Batch:
@@ -309,10 +318,31 @@ for start, end, by in (
     (None, -1, 4),
 ):
     case(aten.slice.Tensor, S(B, 6), 1, start, end, by)
+    for first, second in ((S, F), (F, S), (S, S)):
+        count = len(range(6)[slice(start, end, by)])
+        case(aten.slice_scatter.default, first(B, 6), second(B, count), 1, start, end, by)
 case(aten.slice.Tensor, S(4, B))
 case(aten.narrow.default, S(B, 6), -1, -4, 2)
 case(aten.select.int, S(B, 6), 1, -2)
 case(aten.select.int, S(B, 2, 3), -2, 0)
+for first, second in ((S, F), (F, S), (S, S)):
+    case(aten.select_scatter.default, first(B, 6), second(B), 1, -2)
+    case(aten.select_scatter.default, first(B, 2, 3), second(B, 3), -2, 0)
+    case(aten.index_add.default, first(B, 4), 1, P(6, to=4), second(B, 6))
+    case(aten.index_add.default, first(B, 4, 3), -2, P(2, to=4), second(B, 2, 3), alpha=-2)
+    case(aten.scatter_add.default, first(B, 4), 1, P(B, 6, to=4), second(B, 6))
+    case(aten.scatter_add.default, first(B, 4, 3), -2, P(B, 2, 2, to=4), second(B, 6, 3))
+case(aten.gather.default, S(B, 4), 1, P(B, 6, to=4))
+case(aten.gather.default, S(B, 4, 3), -2, P(B, 2, 2, to=4))
+case(aten.gather.default, S(B, 4), -1, P(B, 1, to=4))
+case(aten.index_select.default, S(B, 4), 1, P(6, to=4))
+case(aten.index_select.default, S(B, 4, 3), -2, P(1, to=4))
+case(aten.index.Tensor, S(B, 4), [None, P(6, to=4, start=-4)])
+case(aten.index.Tensor, S(B, 4, 3), [None, P(2, 6, to=4)])
+case(aten.index.Tensor, S(4, B), [P(3, to=4)])
+case(aten.index.Tensor, S(B, 4, 3), [None, P(2, 1, to=4), P(6, to=3, start=-3)])
+case(aten.index.Tensor, S(4, B, 3), [P(2, to=4), None, P(2, to=3)])
+case(aten.index.Tensor, S(B, 4), [None, P(to=4)])
 case(aten.flip.default, S(B, 6), [1])
 case(aten.flip.default, S(B, 2, 3), [-1, 1])
 for shift in (1, -2, 3, 7):

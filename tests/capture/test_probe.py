@@ -9,6 +9,7 @@ import random
 from collections.abc import Callable
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from torch import Tensor, nn
@@ -204,3 +205,50 @@ def test_a_count_of_calls() -> None:
     assert found.output.shape == (2, 2)
     assert not found.output.requires_grad
     assert module.steps.item() == 0
+
+
+@pytest.mark.parametrize("draw", [random.random, numpy.random.rand, lambda: 1.0])
+def test_draws_outside_torch(draw: Callable[[], float]) -> None:
+    """They decide what is traced, and no operator shows them."""
+
+    class Drawing(Loop):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) * (2.0 if draw() < 2 else 1.0)
+
+    assert recorded(Drawing(), torch.randn(2, 3, 3)).drew == (draw() != 1.0)
+
+
+def test_a_count_of_calls_that_take_gradients() -> None:
+    """Nothing that is saved for backward is kept, unless forward asks for it."""
+
+    class Inner(Loop):
+        def forward(self, x: Tensor) -> Tensor:
+            x = x.detach().requires_grad_()
+            return torch.autograd.grad((x**2).sum(), x)[0][:, -1, :2]
+
+    module, x = Inner(), torch.randn(2, 4, 3)
+    leaves, spec = pytree.tree_flatten(((x,), {}))
+    found = count_calls(module, module.forward, spec, leaves)
+    torch.testing.assert_close(found.output, 2 * x[:, -1, :2])
+    with torch.no_grad():
+        assert not any(key[2] for key in count_calls(Loop(), Loop().forward, spec, leaves).calls)
+
+
+def test_gradient_does_not_stay_in_a_buffer() -> None:
+    class Remembers(nn.Module):
+        last: Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(3))
+            self.register_buffer("last", torch.zeros(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.last.copy_(self.weight * x[0])
+            return self.last
+
+    module, x = Remembers(), torch.ones(2, 3)
+    with undone(module, [x]):
+        assert module(x).requires_grad
+    assert not module.last.requires_grad
+    assert module.last.tolist() == [0, 0, 0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -249,3 +250,50 @@ class StridedInputs(Hooked):
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x[..., ::2])
+
+
+def weaken(module: Any) -> None:
+    module.decay *= 0.9
+
+
+@ENTRIES.add(btd(D), "any", schedule=(At(2, 12), At(2, 12, before=weaken), At(3, 23, before=weaken)))
+class ArrayWrittenInPlace(nn.Module):
+    """A number read from a numpy array, and a tensor made of one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.decay, self.same = np.array([0.5, 0.25, 0.5, 0.125]), np.array([0.5, 0.25, 0.5, 0.125])
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, ys = torch.zeros_like(x[:, 0]), []
+        for t in range(x.shape[1]):
+            h = torch.tensor(self.decay) * h + float(self.decay[0]) * x[:, t] + 0.1 * h * torch.tensor(self.same)
+            ys.append(h)
+        return torch.stack(ys, 1)
+
+
+def frozen(value: bool) -> Callable[[Any], None]:
+    return lambda module: module.a.requires_grad_(not value)
+
+
+@ENTRIES.add(
+    btd(D),
+    "any",
+    schedule=(
+        At(2, 12, before=frozen(True)),
+        At(2, 12, before=frozen(False)),
+        At(3, 23),
+        At(2, 12, before=frozen(True)),
+    ),
+)
+class AsksWhatRequiresGradient(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Parameter(torch.rand(D))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, ys = torch.zeros_like(x[:, 0]), []
+        for t in range(x.shape[1]):
+            h = (self.a if self.a.requires_grad else 0.1 * self.a) * h + x[:, t]
+            ys.append(h)
+        return torch.stack(ys, 1)

@@ -349,3 +349,38 @@ class GradientInsideTheStep(nn.Module):
             weight = weight - 0.1 * step
             ys.append(weight)
         return torch.stack(ys, 1)
+
+
+def growing(batch: int, length: int) -> Tensor:
+    """Values that are large only at lengths beyond those that are validated."""
+    return torch.randn(batch, length, D) * (1e4 if length > 30 else 1)
+
+
+@ENTRIES.add(growing, "any", schedule=LONG)
+class HookForLargeGradients(nn.Module):
+    """It does nothing to the gradients that a validation sees."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, ys = torch.zeros_like(x[:, 0]), []
+        for t in range(x.shape[1]):
+            h = 0.9 * h + x[:, t] ** 2
+            if h.requires_grad:
+                h.register_hook(lambda gradient: gradient.clamp(-1e3, 1e3))
+            ys.append(h * x[:, t])
+        return torch.stack(ys, 1)
+
+
+@ENTRIES.add(btd(D), "any", schedule=LONG)
+class BurnInWithoutGradient(Loop):
+    """The last 40 steps carry gradient: at the lengths that are traced, all do."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, ys = torch.zeros_like(x[:, 0]), []
+        for t in range(x.shape[1]):
+            with torch.set_grad_enabled(torch.is_grad_enabled() and t >= x.shape[1] - 40):
+                h = self.update(h, x[:, t])
+            ys.append(h + x[:, t])
+        return torch.stack(ys, 1)
+
+    def update(self, h: Tensor, x: Tensor) -> Tensor:
+        return self.a * h + x

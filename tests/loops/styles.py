@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import drivers, styles_calls, styles_inputs, styles_layouts, styles_state, styles_steps
+from . import drivers, styles_calls, styles_inputs, styles_layouts, styles_positions, styles_state, styles_steps
 from .entry import joined
 
 STYLES = joined(
@@ -12,4 +12,5 @@ STYLES = joined(
     styles_steps.ENTRIES,
     styles_inputs.ENTRIES,
     styles_layouts.ENTRIES,
+    styles_positions.ENTRIES,
 )

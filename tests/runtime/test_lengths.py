@@ -182,3 +182,53 @@ def test_the_users_limit() -> None:
             model(series(2, length))
     same(model, oracle, series(2, 30))
     assert steps_of(lambda: model(series(2, 30))) == 0
+
+
+class AnyWidth(nn.Module):
+    """A loop without parameters, for inputs of any width; `mixing` reads the state at positions along it."""
+
+    def __init__(self, mixing: bool) -> None:
+        super().__init__()
+        self.mixing = mixing
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The states of all steps: x (B, T, width) -> (B, T, width)."""
+        h, out = torch.zeros_like(x[:, 0]), []
+        for t in range(x.shape[1]):
+            Gated.steps += 1
+            h = 0.5 * (h.roll(1, -1) if self.mixing else h) + x[:, t]
+            out.append(h)
+        return torch.stack(out, 1)
+
+
+@pytest.mark.parametrize("mixing", [False, True])
+def test_other_widths(mixing: bool) -> None:
+    """The first plan is for the width of its call; the next serves every width, unless the width must be known."""
+    model, oracle = linrec.parallelize(AnyWidth(mixing)), AnyWidth(mixing)
+    for width in (3, 5, 3):
+        call = torch.randn(2, 12, width, dtype=torch.float64)
+        same(model, oracle, call)
+        assert steps_of(lambda call=call: model(call)) == 0
+    if not mixing:
+        assert steps_of(lambda: model(torch.randn(3, 12, 7, dtype=torch.float64))) == 0
+    assert_parallel(model)
+
+
+def test_layers_of_two_widths() -> None:
+    """Equal layers share a plan only where it is made for their width."""
+
+    class Layers(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList(AnyWidth(True) for _ in range(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            for k, layer in enumerate(self.layers):
+                x = torch.cat([x, x[..., :1]], -1) if k % 2 else x[..., :WIDTH]
+                x = layer(x)
+            return x
+
+    model, oracle = linrec.parallelize(Layers()), Layers()
+    same(model, oracle, series(2, 12))
+    assert steps_of(lambda: model(series(2, 12))) == 0
+    assert_parallel(model)

@@ -282,3 +282,34 @@ def test_report_of_a_part() -> None:
     assert not report.parallel
     assert "1 of 2" in str(report)
     agree(model(series()), oracle(series()))
+
+
+def test_a_buffer_that_is_assigned_is_named() -> None:
+    """As stateful neurons keep their membrane."""
+
+    class Neuron(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("membrane", torch.zeros(0), persistent=False)
+
+        def forward(self, x: Tensor, h: Tensor) -> Tensor:
+            self.membrane = 0.9 * h + x
+            return self.membrane
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.neuron = Neuron()
+
+        def forward(self, x: Tensor) -> Tensor:
+            h, out = torch.zeros_like(x[:, 0]), []
+            for t in range(x.shape[1]):
+                h = self.neuron(x[:, t], h)
+                out.append(h)
+            return torch.stack(out, 1)
+
+    model = linrec.parallelize(Net())
+    same(model, Net(), series(2, 12))
+    (problem,) = linrec.report(model).obstructions
+    assert problem.id == "LR013"
+    assert "the buffer 'neuron.membrane'" in problem.explanation
