@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
 
 import linrec
 
@@ -96,7 +97,7 @@ def test_by_the_default_backend(gated: tuple[Gated, Gated]) -> None:
 def test_sizes_as_symbols(gated: tuple[Gated, Gated]) -> None:
     """One program for all lengths."""
     model, oracle = gated
-    counter = torch._dynamo.testing.CompileCounter()
+    counter = CompileCounter()
     program = whole(model, counter, dynamic=True)
     for batch, length in ((2, 12), (3, 20), (4, 40)):
         agree(program(series(batch, length)), oracle(series(batch, length)))
