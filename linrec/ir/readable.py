@@ -65,7 +65,7 @@ class _Text:
                 any(n in self.timed for n in node.all_input_nodes) and not operator_name(node).startswith("new_")
             ):
                 self.timed.add(node)
-            if node.op == "call_function" and operator_name(node) == "sym_size":
+            if node.op == "call_function" and operator_name(node) in ("sym_size", "size"):
                 self.timed.discard(node)
                 val = node.meta.get("val")
                 self.numbers[node] = self._symbol(val) if isinstance(val, torch.SymInt) else "T"

@@ -216,7 +216,11 @@ class Dispatcher:
         try:
             key = _signature(self.module, leaves, spec)
             if self.root and key not in self.looked and (key, _clipped(leaves)) not in self.looked:
-                self._look(key, spec, leaves)
+                try:
+                    self._look(key, spec, leaves)
+                except Exception:
+                    self.looked.add(key)  # not again at every call
+                    raise
         except Exception as error:  # a bug of the compiler must never break the model
             self._note(_failure(error))
             return self.original(*args, **kwargs)
@@ -250,7 +254,6 @@ class Dispatcher:
         with self.settings.turns.alone() as free:
             if not free:
                 return
-            self.looked.add(key)  # whatever comes of it, not at every call
             for axis in find_time(self.module, self.original, spec, leaves):
                 for owner in axis.owners:
                     if owner is self.module:
@@ -263,9 +266,8 @@ class Dispatcher:
             if not self.owner and not any(
                 isinstance(m.__dict__.get("forward"), Dispatcher) for m in names_of(self.module)
             ):
-                # Nothing was found at this size; a longer call may show more.
-                self.looked.discard(key)
-                self.looked.add((key, _clipped(leaves)))
+                key = (key, _clipped(leaves))  # a longer call may show more
+            self.looked.add(key)
 
     def _dispatch(self, key: Hashable, spec: Any, leaves: list[Any], args: Any, kwargs: Any) -> Any:
         tensors = [x for x in leaves if isinstance(x, Tensor)]

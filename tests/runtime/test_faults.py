@@ -45,7 +45,7 @@ def test_a_stage_fails(monkeypatch: pytest.MonkeyPatch, number: int, stage: str)
 
     model, oracle = linrec.parallelize(build(Gated)), build(Gated)
     monkeypatch.setattr(*STAGES[stage], fails)
-    for length in (12, 12, 15):
+    for length in (12, 15):
         same(model, oracle, series(2, length))
     report = linrec.report(model)
     assert report.obstructions or stage == "fingerprint", stage
