@@ -453,6 +453,41 @@ def test_a_rule_gives_up(c: Case) -> None:
         assert any(m.of_kind("opaque") for m in p.terms), f"it is no polynomial: {p}"
 
 
+def member(target: Any, index: int, *args: Any, **kwargs: Any) -> tuple[Polynomial, Tensor, Tensor]:
+    """One member of what an operator makes of a state: its polynomial, what that is in numbers, and what it should be."""
+    torch.manual_seed(0)
+    step = StepGraph()
+    state = step.input(torch.randn(BATCH, 6, dtype=torch.float64))
+    several = step.call(target, state, *args, **kwargs)
+    node = step.call(operator.getitem, several, index)
+    step.finish(node)
+    algebra = Algebra({state}, {several, node})
+    p = algebra.of(node)
+    return p, Numbers(algebra.space, step.values, BATCH).tensor(p, torch.float64), step.values[node]
+
+
+@pytest.mark.parametrize("index", [0, 2, -1])
+@pytest.mark.parametrize(
+    ("target", "args", "kwargs"),
+    [
+        (aten.split.Tensor, (2, 1), {}),
+        (aten.split.Tensor, (2,), {"dim": -1}),
+        (aten.split_with_sizes.default, ([1, 2, 3], 1), {}),
+        (aten.chunk.default, (3, -1), {}),
+        (aten.unbind.int, (1,), {}),
+        (aten.unbind.int, (), {"dim": -1}),
+    ],
+)
+def test_a_member_of_several(target: Any, args: Any, kwargs: Any, index: int) -> None:
+    p, found, expected = member(target, index, *args, **kwargs)
+    assert not any(m.of_kind("opaque") for m in p.terms)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_a_member_of_something_else() -> None:
+    assert all(m.of_kind("opaque") for m in member(aten.sort.default, 0, 1)[0].terms)
+
+
 @pytest.mark.parametrize("c", [c for c in CASES if "zeros" in str(c.target)], ids=repr)
 def test_zeros_are_known_to_be_zeros(c: Case) -> None:
     for expand in (False, True):

@@ -8,6 +8,7 @@ EQUIVALENT: dict[str, str] = {
     "_div: guard dropped: if not _inexact(node)": "torch divides integers into floating-point numbers",
     "admits: condition dropped: self.guards and": "all() of no guards is true",
     "admits: condition dropped: dim is not None and": "no dimension of a plan is None",
+    "_assemble: arguments swapped: pytree.tree_unflatten": "torch takes the two in either order",
     "_frozen: results swapped: return (type(value), value)": "a pair compares equal in either order",
     "_frozen: guard dropped: if key in memo": "the depth ends it as well",
     "_frozen: off by one: 0  ->  1": "one level less is seen by identity, which compares unequal more often",
