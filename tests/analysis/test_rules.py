@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx
 
 from linrec.analysis.polynomial import Polynomial
-from linrec.analysis.rules import RULES, Algebra
+from linrec.analysis.rules import RULES, Algebra, overloads
 
 from .graphs import BATCH, StepGraph
 from .numeric import Numbers
@@ -111,6 +111,8 @@ for op in (aten.add.Tensor, aten.mul.Tensor):
     case(op, S(B, 3), 2)
     case(op, S(B, 3), -0.5)
     case(op, S(B, 3, dtype=torch.complex128), 2j)
+case(aten.mul.Tensor, S(B, 3), M(B, 1))
+case(aten.mul.Tensor, M(3), S(B, 3))
 case(aten.sub.Tensor, S(B, 3), 2)
 case(aten.add.Scalar, S(B, 3), 2)
 case(aten.add.Scalar, S(B, 3), 2, 3)
@@ -499,6 +501,12 @@ def test_truth_values_of_a_state_are_opaque() -> None:
     built = build(Case(aten.mul.Tensor, (S(B, 3, dtype=torch.bool), M(B, 3)), {}), symbolic=True)
     p, _ = built.polynomial(expand=False)
     assert any(m.of_kind("opaque") for m in p.terms)
+
+
+def test_a_packet_stands_for_all_its_operators() -> None:
+    assert overloads((aten.neg.default,)) == [aten.neg.default]
+    assert {aten.mul.Tensor, aten.mul.Scalar} < set(overloads((aten.mul, operator.getitem)))
+    assert overloads((operator.getitem,)) == [operator.getitem]
 
 
 def test_every_rule_has_a_case() -> None:
