@@ -503,6 +503,19 @@ def test_truth_values_of_a_state_are_opaque() -> None:
     assert any(m.of_kind("opaque") for m in p.terms)
 
 
+def test_what_reads_no_state_is_looked_into_only_where_asked() -> None:
+    step = StepGraph()
+    state, a, b = (step.input(torch.randn(BATCH, 3, dtype=torch.float64)) for _ in range(3))
+    product = step.call(aten.mul.Tensor, a, b)
+    node = step.call(aten.mul.Tensor, state, product)
+    step.finish(node)
+    factors = {}
+    for expand in (False, True):
+        (term,) = Algebra({state}, {node}, expand).of(node).terms
+        factors[expand] = {f.atom.node for f in term.factors}
+    assert factors == {False: {state, product}, True: {state, a, b}}
+
+
 def test_a_packet_stands_for_all_its_operators() -> None:
     assert overloads((aten.neg.default,)) == [aten.neg.default]
     assert {aten.mul.Tensor, aten.mul.Scalar} < set(overloads((aten.mul, operator.getitem)))
