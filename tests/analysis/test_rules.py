@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx
 
 from linrec.analysis.polynomial import Polynomial
-from linrec.analysis.rules import RULES, Algebra
+from linrec.analysis.rules import RULES, Algebra, overloads
 
 from .graphs import BATCH, StepGraph
 from .numeric import Numbers
@@ -120,6 +120,8 @@ for op in (aten.add.Tensor, aten.mul.Tensor):
     case(op, S(B, 3), 2)
     case(op, S(B, 3), -0.5)
     case(op, S(B, 3, dtype=torch.complex128), 2j)
+case(aten.mul.Tensor, S(B, 3), M(B, 1))
+case(aten.mul.Tensor, M(3), S(B, 3))
 case(aten.sub.Tensor, S(B, 3), 2)
 case(aten.add.Scalar, S(B, 3), 2)
 case(aten.add.Scalar, S(B, 3), 2, 3)
@@ -483,6 +485,41 @@ def test_a_rule_gives_up(c: Case) -> None:
         assert any(m.of_kind("opaque") for m in p.terms), f"it is no polynomial: {p}"
 
 
+def member(target: Any, index: int, *args: Any, **kwargs: Any) -> tuple[Polynomial, Tensor, Tensor]:
+    """One member of what an operator makes of a state: its polynomial, what that is in numbers, and what it should be."""
+    torch.manual_seed(0)
+    step = StepGraph()
+    state = step.input(torch.randn(BATCH, 6, dtype=torch.float64))
+    several = step.call(target, state, *args, **kwargs)
+    node = step.call(operator.getitem, several, index)
+    step.finish(node)
+    algebra = Algebra({state}, {several, node})
+    p = algebra.of(node)
+    return p, Numbers(algebra.space, step.values, BATCH).tensor(p, torch.float64), step.values[node]
+
+
+@pytest.mark.parametrize("index", [0, 2, -1])
+@pytest.mark.parametrize(
+    ("target", "args", "kwargs"),
+    [
+        (aten.split.Tensor, (2, 1), {}),
+        (aten.split.Tensor, (2,), {"dim": -1}),
+        (aten.split_with_sizes.default, ([1, 2, 3], 1), {}),
+        (aten.chunk.default, (3, -1), {}),
+        (aten.unbind.int, (1,), {}),
+        (aten.unbind.int, (), {"dim": -1}),
+    ],
+)
+def test_a_member_of_several(target: Any, args: Any, kwargs: Any, index: int) -> None:
+    p, found, expected = member(target, index, *args, **kwargs)
+    assert not any(m.of_kind("opaque") for m in p.terms)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_a_member_of_something_else() -> None:
+    assert all(m.of_kind("opaque") for m in member(aten.sort.default, 0, 1)[0].terms)
+
+
 @pytest.mark.parametrize("c", [c for c in CASES if "zeros" in str(c.target)], ids=repr)
 def test_zeros_are_known_to_be_zeros(c: Case) -> None:
     for expand in (False, True):
@@ -494,6 +531,25 @@ def test_truth_values_of_a_state_are_opaque() -> None:
     built = build(Case(aten.mul.Tensor, (S(B, 3, dtype=torch.bool), M(B, 3)), {}), symbolic=True)
     p, _ = built.polynomial(expand=False)
     assert any(m.of_kind("opaque") for m in p.terms)
+
+
+def test_what_reads_no_state_is_looked_into_only_where_asked() -> None:
+    step = StepGraph()
+    state, a, b = (step.input(torch.randn(BATCH, 3, dtype=torch.float64)) for _ in range(3))
+    product = step.call(aten.mul.Tensor, a, b)
+    node = step.call(aten.mul.Tensor, state, product)
+    step.finish(node)
+    factors = {}
+    for expand in (False, True):
+        (term,) = Algebra({state}, {node}, expand).of(node).terms
+        factors[expand] = {f.atom.node for f in term.factors}
+    assert factors == {False: {state, product}, True: {state, a, b}}
+
+
+def test_a_packet_stands_for_all_its_operators() -> None:
+    assert overloads((aten.neg.default,)) == [aten.neg.default]
+    assert {aten.mul.Tensor, aten.mul.Scalar} < set(overloads((aten.mul, operator.getitem)))
+    assert overloads((operator.getitem,)) == [operator.getitem]
 
 
 def test_every_rule_has_a_case() -> None:

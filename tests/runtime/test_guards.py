@@ -302,6 +302,16 @@ def test_objects_are_compared_by_what_they_are_and_hold() -> None:
     model.names[1]["x"][0].number = 3.0
     assert frozen_state(model) != changed
     changed = frozen_state(model)
+    # Three objects and a number below the attribute: as deep as it is looked.
+    model.names = _Settings(_Settings(_Settings(_Settings(1.0))))  # type: ignore[arg-type]
+    before = frozen_state(model)
+    model.names.number.number.number.number = 2.0
+    assert frozen_state(model) != before
+    for _ in range(5000):
+        model.names = _Settings(model.names)
+    assert frozen_state(model) == frozen_state(model)
+    model.names = [0, 0, model.forward]
+    changed = frozen_state(model)
     model.names[2] = Model().forward
     assert frozen_state(model) != changed
 
