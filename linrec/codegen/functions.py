@@ -150,10 +150,17 @@ _unary("acosh", lambda g, a, out: g * (a * a - 1).of("rsqrt"))
 _unary("atanh", lambda g, a, out: g / (1 - a * a))
 _unary("erf", lambda g, a, out: g * (-(a * a)).of("exp") * (2 / math.sqrt(math.pi)))
 _unary("erfc", lambda g, a, out: g * (-(a * a)).of("exp") * (-2 / math.sqrt(math.pi)))
+_HALVES = (torch.bfloat16, torch.float16)
 _unary("abs", lambda g, a, out: g * a.of("sign"))
 _unary("relu", lambda g, a, out: g.of("zero_if", out.compare("le", 0)))
-_unary("cast", lambda g, a, out: g.of("cast", dtype=a.dtype))
+_unary("cast", lambda g, a, out: _cast_back(g, a, out))
 _unary("round_to", lambda g, a, out: g)
+
+
+def _cast_back(g: Expr, a: Expr, out: Expr) -> Expr:
+    """Autograd's derivative by what was cast up from half precision is of that precision too: it is rounded."""
+    back = g.of("cast", dtype=a.dtype)
+    return back.of("round_to", dtype=a.dtype) if a.dtype in _HALVES and out.dtype not in _HALVES else back
 
 
 @derivative("add")

@@ -1,6 +1,6 @@
 """From the structure of a recurrence to an algorithm, with costs; the place where other kernels can be registered."""
 
-from linrec.lowering import affine, attention, dense, devices, diagonal, folded, semirings
+from linrec.lowering import affine, attention, dense, devices, diagonal, folded, read_scan, semirings
 from linrec.lowering.cost import Machine, Work, machine
 from linrec.lowering.implementation import implementation
 from linrec.lowering.kernel import lowering
@@ -21,6 +21,7 @@ __all__ = [
     "implementation",
     "lowering",
     "machine",
+    "read_scan",
     "register",
     "semirings",
 ]

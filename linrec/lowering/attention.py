@@ -74,7 +74,7 @@ def form_of(recurrence: LinearRecurrence, site: Site) -> Form | None:
     form = Form(opened, p.axes)
     if any(len(axis) > 1 for axis in p.axes):
         return None
-    keys = {_summed(r) for r in site.readouts}
+    keys = {summed_dims(r) for r in site.readouts}
     if len(keys) != 1 or None in keys:
         return None
     form.keys = keys.pop() or ()
@@ -119,7 +119,7 @@ def _dims(axes: Axes, factors: Iterable[Factor]) -> set[int]:
     return {d for d, axis in enumerate(axes) if named & set(axis)}
 
 
-def _summed(readout: Readout) -> tuple[int, ...] | None:
+def summed_dims(readout: Readout) -> tuple[int, ...] | None:
     """The state's dimensions that a readout sums over, the same in all its terms; None where it is of another form."""
     free = {i for axis in readout.polynomial.axes for i in axis}
     if any(len(axis) > 1 for axis in readout.polynomial.axes):
@@ -238,67 +238,73 @@ class ChunkedAttention(Lowering):
         (state,) = recurrence.states
         emitter, dtype = Emitter(site.vectorizer, form.algebra, state), value(state).dtype
         writes = [
-            (_tensor(emitter, k, form.side(form.keys), dtype), _tensor(emitter, v, form.side(form.values), dtype))
+            (tensor_of(emitter, k, form.side(form.keys), dtype), tensor_of(emitter, v, form.side(form.values), dtype))
             for k, v in form.writes
         ]
         ranks = [
-            (_tensor(emitter, u, form.side(form.keys), dtype), _tensor(emitter, w, form.side(form.keys, axes), dtype))
+            (
+                tensor_of(emitter, u, form.side(form.keys), dtype),
+                tensor_of(emitter, w, form.side(form.keys, axes), dtype),
+            )
             for u, w, axes in form.ranks
         ]
         decay = None
         if form.decay:
-            decay = _tensor(emitter, form.decay, form.side(form.values if form.by_value else form.keys), dtype)
+            decay = tensor_of(emitter, form.decay, form.side(form.values if form.by_value else form.keys), dtype)
         dims = (form.batch, form.keys, form.values)
         last: fx.Node | None = None
         for readout in site.readouts:
-            query = self._query(site, form, readout)
+            query = query_of(site, form, readout)
             operands = (query, writes, ranks, decay, site.initial[0], dims, site.vectorizer.length)
             args = (*operands, form.by_value, readout.state is state)
             shape = [value(state).shape[d] for d in (*form.batch, *form.values)]
             y, last = site.pair(attention, args, readout.node, shape)
-            site.read[readout.node] = self._result(site, form, readout, y)
+            site.read[readout.node] = result_of(site, form, readout, y)
         assert last is not None
         return [(None, last)]
 
-    def _query(self, site: Site, form: Form, readout: Readout) -> fx.Node:
-        """q over lanes and keys; the indices of all terms become those of the first."""
-        terms, first = [], None
-        for m in readout.polynomial.terms:
-            for s in m.of_kind("state"):
-                first = first or s.axes
-                names = {o[0]: n for o, n in zip(s.axes, first, strict=True) if o and o != n}
-                rest = m.without(s)
-                terms.append(Monomial(rest.coefficient, tuple(f.substitute(names) for f in rest.factors)))
-        assert first is not None
-        emitter = Emitter(site.vectorizer, readout.algebra, readout.node)
-        return _tensor(emitter, tuple(terms), form.side(form.keys, first), value(readout.node).dtype)
 
-    def _result(self, site: Site, form: Form, readout: Readout, y: fx.Node) -> fx.Node:
-        """The readout from (T, *lanes, *values), with its dimensions in order and what it adds."""
-        p = readout.polynomial
-        state = next(s for m in p.terms for s in m.of_kind("state"))
-        kept = [d for d in (*form.batch, *form.values) if state.axes[d]]
-        order = [next((kept.index(d) for d in kept if state.axes[d] == axis), -1) if axis else -1 for axis in p.axes]
-        like, dtype = readout.node, value(readout.node).dtype
-        ones = [d for d in form.batch if not state.axes[d]]
-        node = y
-        if ones:
-            lanes = [*form.batch, *form.values]
-            node = site.vectorizer.emit(aten.squeeze.dims, (node, [1 + lanes.index(d) for d in ones]), like)
-        node = site.vectorizer.emit(aten.permute.default, (node, [0, *(1 + k for k in order if k >= 0)]), like)
-        for d, k in enumerate(order):
-            if k < 0:
-                node = site.vectorizer.emit(aten.unsqueeze.default, (node, 1 + d), like)
-        rest = tuple(m for m in p.terms if not m.of_kind("state"))
-        if rest:
-            added = Emitter(site.vectorizer, readout.algebra, readout.node).terms(rest, p.axes)
-            node = site.vectorizer.emit(aten.add.Tensor, (node, added), like)
-        if value(node).dtype != dtype:
-            node = site.vectorizer.emit(aten._to_copy.default, (node,), like, {"dtype": dtype})
-        return node
+def query_of(site: Site, form: Form, readout: Readout) -> fx.Node:
+    """q over lanes and keys; the indices of all terms become those of the first."""
+    terms, first = [], None
+    for m in readout.polynomial.terms:
+        for s in m.of_kind("state"):
+            first = first or s.axes
+            names = {o[0]: n for o, n in zip(s.axes, first, strict=True) if o and o != n}
+            rest = m.without(s)
+            terms.append(Monomial(rest.coefficient, tuple(f.substitute(names) for f in rest.factors)))
+    assert first is not None
+    emitter = Emitter(site.vectorizer, readout.algebra, readout.node)
+    return tensor_of(emitter, tuple(terms), form.side(form.keys, first), value(readout.node).dtype)
 
 
-def _tensor(emitter: Emitter, terms: Terms, axes: Axes, dtype: torch.dtype) -> fx.Node:
+def result_of(site: Site, form: Form, readout: Readout, y: fx.Node) -> fx.Node:
+    """The readout from (T, *lanes, *values), with its dimensions in order and what it adds."""
+    p = readout.polynomial
+    state = next(s for m in p.terms for s in m.of_kind("state"))
+    kept = [d for d in (*form.batch, *form.values) if state.axes[d]]
+    order = [next((kept.index(d) for d in kept if state.axes[d] == axis), -1) if axis else -1 for axis in p.axes]
+    like, dtype = readout.node, value(readout.node).dtype
+    ones = [d for d in form.batch if not state.axes[d]]
+    node = y
+    if ones:
+        lanes = [*form.batch, *form.values]
+        node = site.vectorizer.emit(aten.squeeze.dims, (node, [1 + lanes.index(d) for d in ones]), like)
+    node = site.vectorizer.emit(aten.permute.default, (node, [0, *(1 + k for k in order if k >= 0)]), like)
+    for d, k in enumerate(order):
+        if k < 0:
+            node = site.vectorizer.emit(aten.unsqueeze.default, (node, 1 + d), like)
+    rest = tuple(m for m in p.terms if not m.of_kind("state"))
+    if rest:
+        added = Emitter(site.vectorizer, readout.algebra, readout.node).terms(rest, p.axes)
+        node = site.vectorizer.emit(aten.add.Tensor, (node, added), like)
+    if value(node).dtype != dtype:
+        node = site.vectorizer.emit(aten._to_copy.default, (node,), like, {"dtype": dtype})
+    return node
+
+
+def tensor_of(emitter: Emitter, terms: Terms, axes: Axes, dtype: torch.dtype) -> fx.Node:
+    """A sum of monomials as a tensor of a dtype."""
     node = emitter.terms(terms, axes)
     assert node is not None
     if value(node).dtype != dtype:

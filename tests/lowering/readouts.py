@@ -12,7 +12,7 @@ from tests.analysis.graphs import BATCH as B
 
 from .recurrences import AFFINE, FFT, POWERS, SCAN, SUM, case, complex_, gate, mask, matrix, real, unit
 
-ATTENTION, FOLDED = "chunked attention", "FFT, readout folded in"
+ATTENTION, FOLDED, READ = "chunked attention", "FFT, readout folded in", "diagonal scan, readout fused in"
 
 Update = Callable[..., Tensor]
 
@@ -37,10 +37,11 @@ def written(k: Tensor, v: Tensor) -> Tensor:
 
 S = [real(B, 3, 4)]
 K, V, Q = real(B, 3), real(B, 4), real(B, 3)
-BY = (ATTENTION, SCAN)
+BY = (ATTENTION, SCAN, READ)
+OLD = (ATTENTION, SCAN)
 
-case("linear attention", read(lambda s, k, v: s + written(k, v)), S, [K, V, Q], by=(ATTENTION, SUM, SCAN))
-case("read before", read(lambda s, k, v: 0.9 * s + written(k, v), old=True), S, [K, V, Q], by=BY)
+case("linear attention", read(lambda s, k, v: s + written(k, v)), S, [K, V, Q], by=(ATTENTION, SUM, SCAN, READ))
+case("read before", read(lambda s, k, v: 0.9 * s + written(k, v), old=True), S, [K, V, Q], by=OLD)
 case(
     "a decay for each key", read(lambda s, a, k, v: a[:, :, None] * s + written(k, v)), S, [gate(B, 3), K, V, Q], by=BY
 )
@@ -91,14 +92,14 @@ case(
     lambda s, u, k, v, q: (0.9 * s + written(k, v), (q[:, None] @ (s + u[:, :, None] * written(k, v)))[:, 0]),
     S,
     [K, K, V, Q],
-    by=BY,
+    by=OLD,
 )
 case(
     "two readouts",
     lambda s, k, v, q, r: (0.9 * s + written(k, v), (q[:, None] @ s)[:, 0], (r[:, None] @ s)[:, 0] + v),
     S,
     [K, V, Q, Q],
-    by=BY,
+    by=OLD,
 )
 case(
     "a complex state",
@@ -144,7 +145,7 @@ case(
     [mask(B, 1), K, V, Q],
     by=(SCAN,),
 )
-case("no outer product", read(lambda s, x: 0.9 * s + x), S, [real(B, 3, 4), Q], by=(SCAN,))
+case("no outer product", read(lambda s, x: 0.9 * s + x), S, [real(B, 3, 4), Q], by=(SCAN, READ))
 case(
     "more than readouts",
     lambda s, k, v, q: (0.9 * s + written(k, v), (q[:, None] @ s)[:, 0], s),
@@ -153,7 +154,11 @@ case(
     by=(SCAN,),
 )
 case(
-    "a decay for each element", read(lambda s, a, k, v: a * s + written(k, v)), S, [gate(B, 3, 4), K, V, Q], by=(SCAN,)
+    "a decay for each element",
+    read(lambda s, a, k, v: a * s + written(k, v)),
+    S,
+    [gate(B, 3, 4), K, V, Q],
+    by=(SCAN, READ),
 )
 case(
     "a readout that spreads",

@@ -23,7 +23,7 @@ from . import readouts
 from .recurrences import CASES, FFT, SCAN, SUM, Case
 
 NAMES = [x.name for x in LOWERINGS]
-FEWER = {readouts.ATTENTION, readouts.FOLDED}
+FEWER = {readouts.ATTENTION, readouts.FOLDED, readouts.READ}
 """These solve what they are said to and nothing else."""
 LENGTHS = (1, 3, 16, 17, 52)
 
