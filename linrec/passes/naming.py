@@ -13,6 +13,7 @@ import torch
 from torch import fx
 from torch.fx.graph import _Namespace
 
+from linrec.codegen import CompiledScan
 from linrec.ir.location import PLACES, USER_FRAME, Place, places
 from linrec.ir.names import operator_name, value_name
 from linrec.ir.readable import input_name
@@ -23,7 +24,8 @@ from linrec.ir.timeaxis import affine
 
 def name_values(graph_module: fx.GraphModule) -> None:
     """Name the nodes of a graph, and of the steps of its loops, and note where they come from."""
-    for owner in (graph_module, *(scan_of(graph_module, node).step for node in scan_nodes(graph_module))):
+    compiled = [m.step for m in graph_module.children() if isinstance(m, CompiledScan)]
+    for owner in (graph_module, *(scan_of(graph_module, node).step for node in scan_nodes(graph_module)), *compiled):
         nodes = list(owner.graph.nodes)
         wanted = {node: _wanted(node) for node in nodes}
         # Names that are gone stay taken in the old namespace, and would number the new ones.

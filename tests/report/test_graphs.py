@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 import linrec
+from linrec.codegen import CompiledScan
 from linrec.ir.readable import readable
 
 from .samples import CASES, X
@@ -26,7 +27,7 @@ SHOWN = ("named_gate", "delta_rule", "stabiliser", "elman", "Memory")
 def test_stages(name: str) -> None:
     (case,) = [c for c in CASES if repr(c) == name]
     stages = linrec.passes.trace(case.function, *case.inputs)
-    assert [s.name for s in stages] == ["input", "simplify", "split", "hoist", "lower"]
+    assert [s.name for s in stages] == ["input", "simplify", "sink", "outline", "split", "hoist", "lower"]
     # Lines of this folder's files move when they are edited.
     found = "\n".join(re.sub(r"(samples\.py):\d+", r"\1", text) for text in linrec.passes.differences(stages)) + "\n"
     path = GOLDEN / f"{name}.txt"
@@ -46,7 +47,10 @@ def test_print_readable() -> None:
     parallel(*case.inputs)
     graph = linrec.graph(parallel)
     text = graph.print_readable(print_output=False)
-    for part in ("z: ", "sigmoid", "samples.py", "code: z = torch.sigmoid(x[:, t])", "in named_gate"):
+    (loop,) = [m for m in graph.modules() if isinstance(m, CompiledScan)]
+    step = loop.step.print_readable(print_output=False)
+    assert "z: " in step and "sigmoid" in step, step
+    for part in ("samples.py", "code: z = torch.sigmoid(x[:, t])", "in named_gate", "recurrence"):
         assert part in text, text
     assert "linrec_user_frame" not in text and "Annotation" not in text
     assert not re.search(r"\b(tensors_\d|p_inner)", text)
