@@ -26,7 +26,13 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)
 
 FULL = bool(os.environ.get("LINREC_LOOPS_FULL"))
-SLOW = tuple(f"tests/{x}/" for x in ("docs", "examples", "fuzz", "benchmarks", "report", "cli", "extensions", "loops"))
+SLOW = (
+    *(f"tests/{x}/" for x in ("docs", "examples", "fuzz", "benchmarks", "report", "cli", "extensions", "loops")),
+    "tests/gpu/test_compile.py",
+    "tests/gpu/test_triton_readout.py",
+    "tests/transformers/test_hybrid_models.py",
+    "tests/transformers/test_trainer.py",
+)
 """What `make test` leaves to `make test-all`, so that it stays within minutes on two cores."""
 
 

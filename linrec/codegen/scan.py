@@ -22,6 +22,7 @@ from linrec.codegen.lanes import program
 from linrec.codegen.launch import Compiled, Run
 from linrec.codegen.signature import Signature
 from linrec.codegen.translate import translate
+from linrec.ir.extension import PASSING
 from linrec.ir.scan import step_shapes
 from linrec.ir.sizes import hint
 from linrec.ops.opaque import Opaque, Shape
@@ -141,6 +142,8 @@ class CompiledScan(Opaque):
                 return tuple(_Loop.apply(self, compiled, length, outputs, *inputs))  # type: ignore[no-untyped-call]
             with torch._C.DisableTorchFunction():
                 return tuple(compiled.forward(length, inputs, outputs, keep=False)[0])
+        except PASSING:
+            raise
         except Exception as error:  # no kernel could be made for them: the torch form is there
             self.reason = f"{type(error).__name__}: {error}"
             return tuple(self.fallback(length, carries, xs, consts))
@@ -310,6 +313,8 @@ class _Loop(torch.autograd.Function):
             try:
                 with torch._C.DisableTorchFunction():
                     found = ctx.compiled.backward(ctx.length, inputs, grads, ctx.stored, ctx.needed, run)
+            except PASSING:
+                raise
             except Exception as error:  # no kernel could be made: the torch form is there
                 ctx.scan.reason = f"{type(error).__name__}: {error}"
                 found = _by_torch(ctx.scan, ctx.length, inputs, grads, ctx.needed)

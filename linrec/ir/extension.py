@@ -38,7 +38,7 @@ class Extension:
         return f"the {self.kind} {self.name!r} from {self.origin}"
 
 
-_PASSING = (torch.OutOfMemoryError, _StopRecomputationError)
+PASSING = (torch.OutOfMemoryError, _StopRecomputationError)
 """Exceptions that are no fault of the function they pass through, and that somebody waits for by their type."""
 
 REGISTERED: list[Extension] = []
@@ -94,7 +94,7 @@ def guarded(kind: str, name: str, function: F, passing: tuple[type[Exception], .
         except ExtensionError:
             raise
         except Exception as error:
-            if isinstance(error, passing + _PASSING):
+            if isinstance(error, passing + PASSING):
                 raise
             who = Extension(kind, name, origin(function))
             raise ExtensionError(f"{who} failed with {type(error).__name__}: {error}") from error

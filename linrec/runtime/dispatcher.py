@@ -20,6 +20,7 @@ from torch.utils import _pytree as pytree
 from linrec.capture.discover import SHORT, find_time
 from linrec.capture.probe import unpacked
 from linrec.codegen import torch_forms
+from linrec.ir.extension import PASSING
 from linrec.ir.obstruction import NotParallelizable, Obstruction, Refused
 from linrec.ops.opaque import is_traced
 from linrec.ops.precision import autocast_state, uncached_autocast
@@ -283,6 +284,8 @@ class Dispatcher:
         self.last_plan = plan
         try:
             return plan.run(self.module, tensors)
+        except PASSING:
+            raise
         except Exception as error:  # what the user's code does wrong, the original says better
             result = self.original(*args, **kwargs)
             text = f"at length {length} the rewritten graph fails: {type(error).__name__}: {error}."
@@ -316,6 +319,8 @@ class Dispatcher:
                 try:
                     with torch_forms():
                         return plan.run(self.module, tensors)
+                except PASSING:
+                    raise
                 except Exception:  # nothing has been changed yet: the original says what it has to say
                     pass
         return self.original(*args, **kwargs)

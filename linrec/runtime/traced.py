@@ -44,10 +44,12 @@ class Traced:
         self.offers: list[Offer] = []
 
     def offer(self, plan: Plan, leaves: Sequence[Any], args: Any, kwargs: Any) -> None:
-        """Take note of a plan that was made for a call."""
+        """Take note of a plan that was made for a call; one for calls without gradient is none for a program."""
+        if not torch.is_grad_enabled():
+            return
         form = _form(plan)
         flat = all(isinstance(x, Tensor) or type(x) in _PLAIN for x in (*args, *kwargs.values()))
-        if form is None or not flat or not torch.is_grad_enabled() or (self.offers and form != self.form):
+        if form is None or not flat or (self.offers and form != self.form):
             # Calls of another form would have to be told apart by what a compiler cannot see.
             self.form = None
             return
@@ -96,7 +98,7 @@ class Traced:
 
 def is_callable(traced: Traced, args: Any, kwargs: Any) -> bool:
     """Whether a call in a program that is being compiled goes to a plan. ``torch.compile`` reads this code."""
-    if traced.form is None or is_autocast():
+    if traced.form is None or is_autocast() or not torch.is_grad_enabled():
         return False
     # A number that differs between calls is a symbol there, and not a constant.
     return all(isinstance(x, (Tensor, int, str)) or x is None for x in [*args, *kwargs.values()])

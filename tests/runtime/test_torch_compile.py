@@ -104,6 +104,18 @@ def test_sizes_as_symbols(gated: tuple[Gated, Gated]) -> None:
     assert counter.frame_count == 1
 
 
+def test_a_plan_without_gradient_changes_nothing() -> None:
+    """It serves no compiled program, and takes none from one; without gradient the original is compiled."""
+    model, oracle = compiled(Gated), build(Gated)
+    with torch.no_grad():
+        same_values = model(series(2, 12)), oracle(series(2, 12))
+    agree(*same_values)
+    program = whole(model, "eager")
+    assert steps_of(lambda: program(series(2, 12))) == 0
+    with torch.no_grad():
+        agree(program(series(2, 12)), oracle(series(2, 12)))
+
+
 def test_a_layer_of_a_model() -> None:
     model, oracle = compiled(Nested), build(Nested)
     program = whole(model)
