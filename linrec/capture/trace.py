@@ -7,6 +7,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import copy
+import functools
 import io
 import logging
 import sys
@@ -15,7 +16,7 @@ import warnings
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -497,9 +498,4 @@ def _as_trace(program: Any, module: nn.Module, out_spec: Any, out_leaves: list[A
 
 
 def _lookup(module: nn.Module, name: str) -> Any:
-    value: Any = module
-    for part in name.split("."):
-        if not hasattr(value, part):
-            return None
-        value = getattr(value, part)
-    return value
+    return functools.reduce(lambda owner, part: getattr(owner, part, None), name.split("."), cast(Any, module))

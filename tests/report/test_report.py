@@ -50,7 +50,9 @@ def test_data_has_stable_keys(partial: Report) -> None:
     memory, rnn = data["recurrences"]
     assert set(memory) == set(rnn) == RECURRENCE
     assert memory["states"] == ["s"] and memory["parallel"] and memory["proof"] == ["add", "mul"]
-    assert [set(e) for e in memory["estimates"]] == [{"name", "work", "calls"}] * len(memory["estimates"])
+    assert [set(e) for e in memory["estimates"]] == [{"name", "work", "calls", "bytes", "seconds"}] * len(
+        memory["estimates"]
+    )
     names = [e["name"] for e in memory["estimates"]]
     assert names[0] == memory["lowering"] and names[-1] == "loop" and len(names) > 2
     (obstruction,) = rnn["obstructions"]
