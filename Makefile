@@ -27,7 +27,7 @@ $(READY): pyproject.toml constraints.txt
 test: $(if $(filter-out 0,$(LINT)),lint) $(READY) ## Lint, then tests and doctests (LINT=0 leaves lint out; PYTEST_ARGS="-k scan")
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(N) $(PYTEST_ARGS)
 
-test-all: $(READY) ## Every test, the whole corpus of loops included (about half an hour on two cores)
+test-all: $(READY) ## Every test, the whole corpus of loops included (more than an hour on two cores)
 	LINREC_LOOPS_FULL=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(N) $(PYTEST_ARGS)
 
 fuzz: $(READY) ## Random programs against their own loops (N=10000 SEED=0 MINUTES=60 JOBS=2); failures go to out/fuzz

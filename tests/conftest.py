@@ -35,6 +35,9 @@ SLOW = (
 )
 """What `make test` leaves to `make test-all`, so that it stays within minutes on two cores."""
 
+ONE_IN = {"tests/models/test_parallel.py": 3, "tests/lowering/test_lowerings.py": 2}
+"""Of these files it runs one test in so many; always the same ones."""
+
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what is slow, unless everything is asked for or something by name."""
@@ -43,6 +46,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if FULL or named or config.getoption("keyword"):
         return
     slow = [i for i in items if i.nodeid.startswith(SLOW)]
+    for path, count in ONE_IN.items():
+        own = [i for i in items if i.nodeid.startswith(path)]
+        slow += [i for k, i in enumerate(own) if k % count]
     if slow:
         config.hook.pytest_deselected(items=slow)
         items[:] = [i for i in items if i not in set(slow)]
