@@ -467,7 +467,8 @@ def _as_trace(program: Any, module: nn.Module, out_spec: Any, out_leaves: list[A
         elif spec.kind in names:
             target = str(spec.target)
             name = target.removeprefix("inner.")
-            if spec.kind is InputKind.CONSTANT_TENSOR and (name == target or _lookup(module, name) is None):
+            held = functools.reduce(lambda owner, part: getattr(owner, part, None), name.split("."), cast(Any, module))
+            if spec.kind is InputKind.CONSTANT_TENSOR and (name == target or held is None):
                 value = program.constants[target]
                 if value.requires_grad:
                     raise refuse("LR002", "A tensor that requires gradient is used, but is no parameter of the module.")
@@ -495,7 +496,3 @@ def _as_trace(program: Any, module: nn.Module, out_spec: Any, out_leaves: list[A
             raise refuse("LR013", f"The program has a side effect of kind {out.kind.name}.")
     graph_module = fx.GraphModule(program.graph_module, program.graph)
     return Trace(graph_module, sources, outputs, out_spec, out_leaves, attributes)
-
-
-def _lookup(module: nn.Module, name: str) -> Any:
-    return functools.reduce(lambda owner, part: getattr(owner, part, None), name.split("."), cast(Any, module))

@@ -43,7 +43,6 @@ class Form:
             for a factor of 1.
         ranks: for each row of what the transition adds, the terms of u and of w in u w^T S.
         writes: for each outer product, the terms of its key side and of its value side.
-        queries: for each readout the terms of q, over `keys` of its own algebra.
     """
 
     algebra: Algebra
@@ -130,8 +129,7 @@ def summed_dims(readout: Readout) -> tuple[int, ...] | None:
             indices = list(state.indices())
             if any(len(axis) > 1 for axis in state.axes) or len(set(indices)) != len(indices):
                 return None
-            others = {i for f in m.factors if f is not state for i in f.indices()}
-            if free - set(indices) & (others | free) - set(indices) or m.of_kind("mask", "unmask"):
+            if free - set(indices) or m.of_kind("mask", "unmask"):
                 return None  # something else is spread over the result, or masked
             found.add(tuple(d for d, axis in enumerate(state.axes) if axis and axis[0] not in free))
     return found.pop() if len(found) == 1 else None
@@ -225,7 +223,7 @@ class ChunkedAttention(Lowering):
         if form.decay and set(form.keys if not form.by_value else form.values) & self._mentioned(form):
             moved += lanes * length * 12 * keys  # products of decays for each level of the tree within a chunk
         work = Work(products=lanes * length * (scores + between), elements=2 * moved, bytes=2 * moved * size, calls=60)
-        return Work() if not count else Work(*(getattr(work, f.name) * count for f in fields(work)))
+        return Work(*(getattr(work, f.name) * count for f in fields(work)))
 
     @staticmethod
     def _mentioned(form: Form) -> set[int]:
