@@ -19,6 +19,7 @@ from types import FrameType
 from typing import Any, cast
 
 import torch
+import torch._dynamo.config
 from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.fx.experimental import proxy_tensor
@@ -28,6 +29,7 @@ from torch.utils import _pytree as pytree
 
 from linrec.capture.autocast import has_regions, mark_casts, protect_casts, write_casts
 from linrec.capture.autograd_function import opaque_autograd_functions
+from linrec.capture.functionalize import functionalize
 from linrec.ir.location import USER_FRAME, is_library, location, note
 from linrec.ir.obstruction import Refused, refuse
 from linrec.ir.scan import fresh_name
@@ -314,7 +316,7 @@ def _inline_in(graph_module: fx.GraphModule) -> None:
 
 
 def _mutates(graph: fx.Graph) -> bool:
-    """Whether an operator writes into a tensor: then the graph has to be made functional, at the cost of retracing."""
+    """Whether an operator writes into a tensor."""
     schemas = (getattr(n.target, "_schema", None) for n in graph.nodes if n.op == "call_function")
     return any(schema is not None and schema.is_mutable for schema in schemas)
 
@@ -339,7 +341,7 @@ def trace(module: nn.Module, forward: Any, spec: Any, leaves: Sequence[Any], dyn
     rng = torch.get_rng_state()
     saved = snapshot_attributes(module)
     try:
-        with _quiet(), opaque_autograd_functions(), _this_thread_only():
+        with _quiet(), opaque_autograd_functions(), _this_thread_only(), _uncached_shapes():
             try:
                 program = torch.export.export(flat, (tensors,), dynamic_shapes=(list(dynamic),), strict=False)
                 literals = _literals(program)
@@ -348,7 +350,8 @@ def trace(module: nn.Module, forward: Any, spec: Any, leaves: Sequence[Any], dyn
                 if mixed:
                     protect_casts(program.graph_module)
                 written = mixed and write_casts(program.graph_module)
-                if (mixed and not written) or _mutates(program.graph):
+                in_place = _mutates(program.graph) and (mixed or not functionalize(program.graph_module))
+                if in_place or (mixed and not written):
                     with no_autocast() if written else contextlib.nullcontext():
                         program = program.run_decompositions({})
                 if mixed:
@@ -420,6 +423,13 @@ def _this_thread_only() -> Iterator[None]:
         yield
     finally:
         own.call_module, own.getattr = call_module, getattr_
+
+
+def _uncached_shapes() -> contextlib.AbstractContextManager[Any]:
+    """Let every operator's result shape be computed: torch keeps them by shape, and with symbolic sizes, which are new
+    in every trace, it takes longer to fill its table than the table saves (a fifth of a first call)."""
+    config: Any = torch._dynamo.config
+    return cast("contextlib.AbstractContextManager[Any]", config.patch(fake_tensor_cache_enabled=False))
 
 
 def _export_failure(error: BaseException) -> Refused:

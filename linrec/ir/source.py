@@ -4,7 +4,7 @@ as a reader would write it in a formula."""
 from __future__ import annotations
 
 import ast
-import functools
+import bisect
 import linecache
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -64,11 +64,17 @@ class Source:
         self.tree = ast.parse(text)
         self.parents: dict[ast.AST, ast.AST] = {}
         self.by_extent: dict[Extent, ast.AST] = {}
+        statements: list[ast.stmt] = []
         for node in ast.walk(self.tree):
             for child in ast.iter_child_nodes(node):
                 self.parents[child] = node
             if isinstance(node, (ast.expr, ast.AugAssign)):
                 self.by_extent.setdefault(_extent(node), node)
+            if isinstance(node, ast.stmt):
+                statements.append(node)
+        # Parents come before their children: of two that hold a line, the later start is the inner one.
+        self.statements = sorted(statements, key=lambda n: n.lineno)
+        self._starts = [n.lineno for n in self.statements]
 
     def at(self, start: tuple[int, int], end: tuple[int, int]) -> Expression | None:
         """The expression of this extent; of a call in a chain over several lines, only the end is known for sure."""
@@ -80,11 +86,8 @@ class Source:
 
     def statement(self, line: int) -> ast.stmt | None:
         """The innermost statement on a line."""
-        found = None
-        for node in ast.walk(self.tree):
-            if isinstance(node, ast.stmt) and node.lineno <= line <= (node.end_lineno or node.lineno):
-                found = node if found is None or node.lineno >= found.lineno else found
-        return found
+        before = self.statements[: bisect.bisect_right(self._starts, line)]
+        return next((n for n in reversed(before) if line <= (n.end_lineno or n.lineno)), None)
 
     def scope(self, node: ast.AST) -> ast.AST:
         """The function (or module) that a syntax node stands in."""
@@ -117,18 +120,24 @@ def _extent(node: Any) -> Extent:
     return (node.lineno, node.col_offset, node.end_lineno or 0, node.end_col_offset or 0)
 
 
-@functools.lru_cache(maxsize=64)
-def _parsed(path: str, lines: tuple[str, ...]) -> Source | None:
-    try:
-        return Source("".join(lines))
-    except (SyntaxError, ValueError, RecursionError):
-        return None
+_parsed: dict[str, tuple[list[str], Source | None]] = {}
 
 
 def source_of(path: str) -> Source | None:
     """The syntax tree of a file, or None where its source cannot be had."""
     lines = linecache.getlines(path)
-    return _parsed(path, tuple(lines)) if lines else None
+    if path not in _parsed or _parsed[path][0] is not lines:  # linecache hands out one list until the file changes
+        if len(_parsed) >= 64:
+            _parsed.clear()
+        _parsed[path] = (lines, _parse(lines))
+    return _parsed[path][1]
+
+
+def _parse(lines: list[str]) -> Source | None:
+    try:
+        return Source("".join(lines)) if lines else None
+    except (SyntaxError, ValueError, RecursionError):
+        return None
 
 
 def expression(place: Place) -> Expression | None:
