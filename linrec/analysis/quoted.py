@@ -9,7 +9,7 @@ from typing import Any
 import sympy
 from torch import fx
 
-from linrec.ir.formula import Call, Symbol, to_text
+from linrec.ir.formula import Call, Symbol, Transpose, to_text
 from linrec.ir.location import places
 from linrec.ir.names import is_whole
 from linrec.ir.source import Source, expression, variable, without_views
@@ -49,7 +49,7 @@ class _Quote:
         """The formula of an expression."""
         node, turned = without_views(node)
         if turned:
-            raise _Unclear
+            return Transpose(self.convert(node))
         if isinstance(node, ast.Constant) and isinstance(node.value, (int, float)) and not isinstance(node.value, bool):
             return sympy.sympify(node.value)
         if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):

@@ -130,9 +130,11 @@ def comparison(r: Recurrence) -> str:
     chosen = next((e for e in r.estimates if e.name == r.lowering and e is not loop), None)
     parts = []
     if chosen:
-        parts.append(f"{_count(chosen.work)} multiply-adds over 1024 steps, {_time(chosen.seconds)}")
+        parts.append(f"{_count(chosen.work)} multiply-adds over 1024 steps, {seconds_text(chosen.seconds)}")
     if loop and r.parallel:
-        parts.append(f"the loop: {_count(loop.work)} in {loop.calls:,} calls one after another, {_time(loop.seconds)}")
+        parts.append(
+            f"the loop: {_count(loop.work)} in {loop.calls:,} calls one after another, {seconds_text(loop.seconds)}"
+        )
     second = next((e for e in r.estimates if e is not loop and e is not chosen), None)
     if chosen and second:
         times = second.seconds / chosen.seconds if chosen.seconds else float("inf")
@@ -140,7 +142,8 @@ def comparison(r: Recurrence) -> str:
     return "; ".join(parts)
 
 
-def _time(seconds: float) -> str:
+def seconds_text(seconds: float) -> str:
+    """Seconds with a unit that suits them."""
     for size, unit in ((1.0, "s"), (1e-3, "ms")):
         if seconds >= size:
             return f"{seconds / size:.3g} {unit}"

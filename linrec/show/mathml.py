@@ -84,9 +84,7 @@ def _of(x: Any) -> str:
         return _row("<mi>diag</mi>", _operator("("), _of(x.args[0]), _operator(")"))
     if isinstance(x, Call):
         name, *rest = x.args
-        return _row(
-            f"<mi>{escape(str(name))}</mi>", _operator("("), _operator(",").join(_of(a) for a in rest), _operator(")")
-        )
+        return _row(symbol(str(name)), _operator("("), _operator(",").join(_of(a) for a in rest), _operator(")"))
     if x.is_Add:
         parts = []
         for term in x.args:

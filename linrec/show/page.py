@@ -16,6 +16,8 @@ from linrec.show.svg import bars, state_graph
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 _LINE = re.compile(r"^(\s*)(.*?)(\s{2,}# .*)?$")
+_ASSIGNED = re.compile(r"^\s+([\w, ]+) = (.*?)(?:\s{2,}# .*)?$")
+_NAME = re.compile(r"[A-Za-z_]\w*")
 _CALL = re.compile(r"^[\w, ]+ = (\w+)\(")
 
 
@@ -72,7 +74,7 @@ def _group(number: int, group: Group) -> str:
     view = next((r.view for r in group.recurrences if r.view), None)
     if view is not None:
         parts.append(_states(view, group))
-        parts.append(_graphs(view))
+        parts.append(_graphs(view, {n for r in group.recurrences if not r.parallel for n in r.states}))
     return "".join(parts) + "</section>"
 
 
@@ -120,21 +122,29 @@ def _states(view: LoopView, group: Group) -> str:
     )
 
 
-def _graphs(view: LoopView) -> str:
+def _graphs(view: LoopView, staying: set[str]) -> str:
+    """The graph before and after; `staying` are the states whose recurrences stay loops."""
     if not view.before or not view.after:
         return ""
     was = Counter(_key(line) for line in view.before.splitlines() if not line.startswith(" "))
     outside = Counter(_key(line) for line in view.after.splitlines() if not line.startswith(" "))
-    inside = {_key(line) for line in view.after.splitlines() if line.startswith(" ")}
     was_inside = {_key(line) for line in view.before.splitlines() if line.startswith(" ")}
     moved = {key for key in was_inside if key[0] and outside[key] > was[key]}
-    before = "".join(_line(line, _fate(line, moved, inside)) for line in view.before.splitlines())
-    after = "".join(_line(line, _fate_after(line, moved)) for line in view.after.splitlines())
+    reading = set(staying)
+    before = []
+    for line in view.before.splitlines():
+        assigned = _ASSIGNED.match(line)
+        stays = bool(reading & set(_NAME.findall(assigned.group(2)))) if assigned else False
+        if assigned and stays:
+            reading.update(_NAME.findall(assigned.group(1)))
+        before.append(_line(line, _fate(line, moved, stays)))
+    after = [_line(line, _fate_after(line, moved)) for line in view.after.splitlines()]
     return (
         "<h3>Graph before and after</h3><div class='graphs'>"
-        f"<div><h4>before</h4><pre>{before}</pre></div><div><h4>after</h4><pre>{after}</pre></div></div>"
+        f"<div><h4>before</h4><pre>{''.join(before)}</pre></div><div><h4>after</h4><pre>{''.join(after)}</pre></div></div>"
         "<p class='quiet'><span class='line moved'>left the loop, now for all steps at once</span> "
-        "<span class='line solved'>replaced by an algorithm</span> <span class='line kept'>still in a loop</span></p>"
+        "<span class='line solved'>replaced by an algorithm</span> "
+        "<span class='line kept'>still one step after the other</span></p>"
     )
 
 
@@ -145,18 +155,18 @@ def _key(line: str) -> tuple[str, str]:
     return (call.group(1) if call else "", place)
 
 
-def _fate(line: str, moved: set[tuple[str, str]], inside: set[tuple[str, str]]) -> str:
+def _fate(line: str, moved: set[tuple[str, str]], stays: bool) -> str:
     key = _key(line)
     if not line.startswith(" ") or not key[0]:
         return ""
-    return "kept" if key in inside else "moved" if key in moved else "solved"
+    return "kept" if stays else "moved" if key in moved else "solved"
 
 
 _OURS = ("scan_states", "running_sum", "affine_scan", "dense_states", "convolved", "semiring_states", "delayed")
 
 
 def _fate_after(line: str, moved: set[tuple[str, str]]) -> str:
-    if line.startswith((" ", "loop")):
+    if line.startswith((" ", "loop")) or _key(line)[0] == "compiled_scan":
         return "kept"
     return "moved" if _key(line) in moved else "solved" if _key(line)[0].startswith(_OURS) else ""
 

@@ -40,8 +40,8 @@ figure{margin:8px 0;overflow-x:auto}figcaption{font-size:12.5px;color:var(--quie
 svg{max-width:100%;height:auto;display:block}
 svg text{font:12px system-ui,"DejaVu Sans",sans-serif;fill:var(--ink)}
 .states .state text{text-anchor:middle;font-style:italic;font-size:13px}
-.states circle{fill:var(--paper);stroke-width:2}
-.state.done circle{stroke:var(--done)}.state.stays circle{stroke:var(--stays)}
+.states .state rect{fill:var(--paper);stroke-width:2}
+.states .state.done rect{stroke:var(--done)}.states .state.stays rect{stroke:var(--stays)}
 .component{fill:none;stroke-dasharray:5 4;stroke-width:1.5}
 .component.done{fill:var(--done-soft);stroke:var(--done)}.component.stays{fill:var(--stays-soft);stroke:var(--stays)}
 .edge{fill:none;stroke:var(--quiet);stroke-width:1.6}.tip{fill:var(--quiet)}

@@ -149,6 +149,17 @@ def test_html(name: str, tmp_path: Path) -> None:
 EVIL = '<b1 onclick="x">&\'"</b1><script>alert(1)</script>'
 
 
+def test_colours_tell_what_became_of_a_line(tmp_path: Path) -> None:
+    """Two calls of one line of the user's, one of which reads the state, and a loop that is compiled but stays one."""
+    path = tmp_path / "report.html"
+    explained("lmu_coupled").to_html(str(path))
+    before, after = re.findall(r"<pre>(.*?)</pre>", path.read_text(), re.DOTALL)[-2:]
+    kinds = {m[2]: m[1] for m in re.finditer(r"<span class='line (\w+)'>\s*([\w, ]+ = \w+\([\w, ]+)", before)}
+    assert kinds["linear = linear(x_2, cell_e_x_weight"] == "moved"
+    assert kinds["linear_2 = linear(h, cell_e_h_weight"] == "kept"
+    assert "class='line kept'>states_0" in after
+
+
 def test_what_comes_from_the_user_is_escaped(tmp_path: Path) -> None:
     obstruction = Obstruction("LR003", EVIL, EVIL, EVIL, EVIL, EVIL, (EVIL,))
     view = LoopView((EVIL, "h"), ((0, 1), (0, 0), (1, 0)), ((0, 1),), EVIL, f"    {EVIL}\n{EVIL}")
