@@ -3,6 +3,7 @@ and fills the table of addresses and strides."""
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ _NEAR = 1 << 19
 """Bytes that a worker's memory should not be larger than: what the second cache holds, or half of it."""
 _PARALLEL = 200_000
 """Instructions from which on it pays to start threads."""
+_MOST_LAYOUTS = 256
 
 
 @dataclass
@@ -63,6 +65,7 @@ class Compiled:
     Attributes:
         s: the step.
         carries, xs: how many of each it has; the rest are constants.
+        layouts: what was found out about strides that were seen before.
     """
 
     s: Signature
@@ -71,6 +74,7 @@ class Compiled:
     _kernels: dict[Any, tuple[Kernel, int]] = field(default_factory=dict)
     _adjoints: dict[Wanted, Adjoint] = field(default_factory=dict)
     _moving: dict[frozenset[int], set[int]] = field(default_factory=dict)
+    layouts: dict[Any, tuple[dict[Any, dict[int, int]], dict[Any, list[int]], Form]] = field(default_factory=dict)
 
     def adjoint(self, wanted: Wanted) -> Adjoint:
         """The derivative of the step for some inputs and results."""
@@ -248,11 +252,15 @@ class Compiled:
     def _series(self, length: int, dtype: torch.dtype, shape: tuple[int, ...], given: Mapping[Any, Tensor]) -> Tensor:
         """An output for all steps, with time where the largest of the per-step inputs has it."""
         largest = max((t for (g, _), t in given.items() if g == "x"), key=lambda t: t.numel(), default=None)
-        lead = 0
-        if largest is not None and largest.dim() > 1 and shape and largest.shape[1] == shape[0] and shape[0] > 1:
-            lead = int(largest.stride(1) > largest.stride(0))
-        like = torch.empty([*shape[:lead], length, *shape[lead:]], dtype=dtype, device="meta").movedim(lead, 0)
-        return torch.empty_strided(like.shape, like.stride(), dtype=dtype)
+        sizes = (length, *shape)
+        if largest is None or largest.dim() < 2 or not shape or largest.shape[1] != shape[0] or shape[0] < 2:
+            return torch.empty(sizes, dtype=dtype)
+        if largest.stride(1) <= largest.stride(0):
+            return torch.empty(sizes, dtype=dtype)
+        # Not a view: whoever takes the result may write into it.
+        inner = math.prod(shape[1:])
+        rest = [math.prod(shape[d + 1 :]) for d in range(1, len(shape))]
+        return torch.empty_strided(sizes, (inner, length * inner, *rest), dtype=dtype)
 
     def _threads(self, layout: _Layout, length: int) -> int:
         vectors = -(-layout.size // layout.form.width)
@@ -274,7 +282,7 @@ class Compiled:
             parts = -(-outer * parts // threads) * threads // outer
         return -(-vectors // min(max(parts, 1), vectors))
 
-    @property
+    @functools.cached_property
     def cost(self) -> int:
         """Instructions of a step for one vector, roughly."""
         nodes = ancestors(a.node for group in (self.s.updates, self.s.ys) for _, a in group.values())
@@ -303,9 +311,17 @@ class _Layout:
         self.sizes = list(compiled.s.program.lanes)
         self.lanes: dict[Any, dict[int, int]] = {}
         self.inner: dict[Any, list[int]] = {}
-        for name, tensor in tensors.items():
-            self._read(name, tensor)
-        self.form = self._form(self._best() if simd == -1 else simd)
+        key = (id(a), simd, tuple((name, tensor.stride()) for name, tensor in tensors.items()))
+        known = compiled.layouts.get(key)
+        if known is None:
+            for name, tensor in tensors.items():
+                self._read(name, tensor)
+            form = self._form(self._best() if simd == -1 else simd)
+            if len(compiled.layouts) < _MOST_LAYOUTS:
+                compiled.layouts[key] = dict(self.lanes), dict(self.inner), form
+        else:
+            self.lanes, self.inner, form = dict(known[0]), dict(known[1]), known[2]
+        self.form = form
         self.size = self.sizes[self.form.simd] if self.form.simd is not None else 1
         self.outer = math.prod(self.sizes) // self.size
 

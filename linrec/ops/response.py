@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -22,6 +25,17 @@ class _Entry:
     response: Tensor
     backwards: list[Tensor] = field(default_factory=list)
 
+
+def _libc_memcmp() -> Callable[[int, int, int], int] | None:
+    try:
+        found = ctypes.CDLL(None).memcmp
+    except (OSError, TypeError, AttributeError):  # a system whose C library is found otherwise
+        return None
+    found.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
+    return cast("Callable[[int, int, int], int]", found)
+
+
+_memcmp = _libc_memcmp()
 
 _kept: list[_Entry] = []
 _lock = threading.Lock()
@@ -57,7 +71,7 @@ def _entry(A: Tensor, B: Tensor, length: int) -> _Entry | None:
         entries = list(_kept)
     for entry in entries:
         same = entry.A.dtype == A.dtype and entry.B.shape == B.shape and entry.A.shape == A.shape
-        if same and torch.equal(entry.B, B) and torch.equal(entry.A, A):
+        if same and _equal(entry.B, B) and _equal(entry.A, A):
             if entry.response.shape[0] >= length:
                 _touch(entry)
                 return entry
@@ -71,6 +85,16 @@ def _entry(A: Tensor, B: Tensor, length: int) -> _Entry | None:
     if entry.response.numel() * entry.response.element_size() <= _BYTES:
         _touch(entry)
     return entry
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors of one shape and dtype hold the same."""
+    dense = a.is_contiguous() or (a.dim() == 2 and a.mT.is_contiguous())
+    lazy = a.is_conj() or a.is_neg() or b.is_conj() or b.is_neg()
+    if _memcmp is not None and dense and a.stride() == b.stride() and not lazy:
+        # Bit by bit, which is an order of magnitude faster than number by number.
+        return int(_memcmp(a.data_ptr(), b.data_ptr(), a.numel() * a.element_size())) == 0
+    return torch.equal(a, b)
 
 
 def _constant(A: Tensor, B: Tensor) -> bool:

@@ -23,10 +23,10 @@ from linrec.codegen import torch_forms
 from linrec.ir.extension import PASSING
 from linrec.ir.obstruction import NotParallelizable, Obstruction, Refused
 from linrec.ops.opaque import is_traced
-from linrec.ops.precision import autocast_state, uncached_autocast
+from linrec.ops.precision import uncached_autocast
 from linrec.runtime.compile import Compiled, Options, compile_call
 from linrec.runtime.plan import Plan
-from linrec.runtime.state import frozen_state
+from linrec.runtime.signature import PLAIN, flattened, global_hooks, hooked, known, ordinary, signature
 from linrec.runtime.traced import Traced, is_callable
 from linrec.runtime.validate import check_length
 
@@ -46,8 +46,6 @@ def _forked() -> None:
 
 
 os.register_at_fork(after_in_child=_forked)
-
-_PLAIN = (int, float, complex, bool, str, type(None))
 
 
 def original_forward(module: nn.Module) -> Any:
@@ -79,22 +77,32 @@ class Turns:
     def __reduce__(self) -> Any:
         return (Turns, ())
 
-    @contextlib.contextmanager
-    def running(self) -> Iterator[None]:
-        """While this thread runs the model. Waits while another one compiles it."""
+    def enter(self) -> None:
+        """Say that this thread runs the model from here on. Waits while another one compiles it."""
         self._look_around()
         me = threading.get_ident()
         with self._condition:
-            # The limit is for a forward that itself waits for a thread that calls the model.
-            self._condition.wait_for(lambda: self._compiling in (None, me), MAX_WAIT)
+            if self._compiling is not None:
+                # The limit is for a forward that itself waits for a thread that calls the model.
+                self._condition.wait_for(lambda: self._compiling in (None, me), MAX_WAIT)
             self._inside[me] = self._inside.get(me, 0) + 1
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """While this thread runs the model."""
+        self.enter()
         try:
             yield
         finally:
-            with self._condition:
-                self._inside[me] -= 1
-                if not self._inside[me]:
-                    del self._inside[me]
+            self.leave()
+
+    def leave(self) -> None:
+        """Say that this thread has done what it entered for."""
+        me = threading.get_ident()
+        with self._condition:
+            self._inside[me] -= 1
+            if not self._inside[me]:
+                del self._inside[me]
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[bool]:
@@ -201,21 +209,25 @@ class Dispatcher:
         if caller is not self.module and isinstance(caller, nn.Module) and caller.__dict__.get("forward") is self:
             # A shallow copy of the module (copy.copy, DataParallel) shares this object: it runs its own code.
             return type(caller).forward(caller, *args, **kwargs)
-        with self.settings.turns.running():
+        turns = self.settings.turns
+        turns.enter()
+        try:
             return self._call(args, kwargs)
+        finally:
+            turns.leave()
 
     def _call(self, args: Any, kwargs: Any) -> Any:
         if torch.compiler.is_compiling() or not self._active():
             return self.original(*args, **kwargs)
         if torch._C._functorch.peek_interpreter_stack() is not None:
             return self._transformed(args, kwargs)
-        leaves, spec = pytree.tree_flatten((args, kwargs))
-        if not _ordinary(leaves):
+        leaves, spec = flattened(args, kwargs)
+        if not ordinary(leaves):
             if self.owner:
                 self._note_strangers(leaves)
             return self.original(*args, **kwargs)
         try:
-            key = _signature(self.module, leaves, spec)
+            key = signature(self.module, leaves, spec)
             if self.root and key not in self.looked and (key, _clipped(leaves)) not in self.looked:
                 try:
                     self._look(key, spec, leaves)
@@ -231,7 +243,7 @@ class Dispatcher:
 
     def _note_strangers(self, leaves: list[Any]) -> None:
         """Say which arguments keep a call from being traced: what an object does in a call cannot be replayed."""
-        for name in sorted({type(x).__name__ for x in leaves if not _known(x)}):
+        for name in sorted({type(x).__name__ for x in leaves if not known(x)}):
             hint = "Pass tensors and plain values; language models take use_cache=False in training."
             self._note(Obstruction("LR014", "", f"the call has an argument of type {name}.", hint))
 
@@ -309,10 +321,10 @@ class Dispatcher:
     def _transformed(self, args: Any, kwargs: Any) -> Any:
         """A call inside a transform of `torch.func`: by a plan that is there and checked at this length, in its torch
         forms; by the original where there is none, or one of its operators does not know the transform."""
-        leaves, spec = pytree.tree_flatten((args, kwargs))
+        leaves, spec = flattened(args, kwargs)
         tensors = [x for x in leaves if isinstance(x, Tensor)]
-        if all(type(x) in (*_PLAIN, Tensor, nn.Parameter) for x in leaves):
-            found = self.compiled.get(_signature(self.module, leaves, spec))
+        if all(type(x) in (*PLAIN, Tensor, nn.Parameter) for x in leaves):
+            found = self.compiled.get(signature(self.module, leaves, spec))
             plan = self._admitted(found, tensors) if found else None
             checked = plan is not None and (plan.length(tensors) <= plan.checked or not self.settings.options.validate)
             if plan is not None and checked and not plan.has_effects:
@@ -425,65 +437,11 @@ def _may_be_longer(leaves: list[Any]) -> bool:
     return not any(isinstance(x, Tensor) and any(s >= SHORT for s in x.shape) for x in leaves)
 
 
-def _ordinary(leaves: list[Any]) -> bool:
-    """Whether a call can be traced and rewritten: plain strided tensors that hold something, and plain values."""
-    for leaf in leaves:
-        if isinstance(leaf, Tensor):
-            if type(leaf) not in (Tensor, nn.Parameter) or leaf.layout is not torch.strided or leaf.numel() == 0:
-                return False
-            if torch._C._functorch.is_functorch_wrapped_tensor(leaf):
-                return False
-        elif not _known(leaf):
-            return False
-    return (
-        not torch.overrides._get_current_function_mode_stack()
-        and not torch.utils._python_dispatch._get_current_dispatch_mode_stack()
-    )
-
-
-def _known(leaf: Any) -> bool:
-    return isinstance(leaf, (Tensor, torch.dtype, torch.device)) or type(leaf) in _PLAIN
-
-
-def _signature(module: nn.Module, leaves: list[Any], spec: Any) -> Hashable:
-    """What a plan depends on besides sizes: structure, dtypes, ranks, devices, flags, plain arguments, attributes."""
-    parts: list[Hashable] = [
-        spec,
-        torch.is_grad_enabled(),
-        autocast_state(),
-    ]
-    for x in leaves:
-        if isinstance(x, Tensor):
-            parts.append((x.dtype, x.device, tuple(s == 1 for s in x.shape)))
-        else:
-            parts.append((type(x), x))
-    parts.append(frozen_state(module))
-    parts.append(_global_hooks())
-    parts.append(any(_hooked(sub) for sub in module.modules() if sub is not module))
-    return tuple(parts)
-
-
-def _global_hooks() -> bool:
-    hooks = nn.modules.module
-    return bool(
-        hooks._global_forward_hooks
-        or hooks._global_forward_pre_hooks
-        or hooks._global_backward_hooks
-        or hooks._global_backward_pre_hooks
-    )
-
-
-def _hooked(module: nn.Module) -> bool:
-    return bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    )
-
-
 def _unsupported(module: nn.Module) -> Obstruction | None:
     """Why this module cannot be compiled in its present context, if so."""
-    if _global_hooks():
+    if global_hooks():
         return Obstruction("LR008", "", "a global module hook is registered.")
     for name, sub in module.named_modules():
-        if sub is not module and _hooked(sub):
+        if sub is not module and hooked(sub):
             return Obstruction("LR008", "", f"the submodule {name!r} ({type(sub).__name__}) has a hook.")
     return None

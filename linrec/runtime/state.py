@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import sys
 import types
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from typing import Any
 
 import torch
@@ -41,15 +41,19 @@ _MAX_BYTES = 1 << 16
 """Up to which size the content of an array counts; it is compared at every call."""
 
 
-def frozen_state(module: nn.Module, only: set[str] | None = None) -> Hashable:
+def frozen_state(
+    module: nn.Module, only: set[str] | None = None, modules: Iterable[nn.Module] | None = None
+) -> Hashable:
     """Everything plain that the code of a module and its submodules can read from them.
 
     Args:
+        module: the module.
         only: the attribute names that count; all where None.
+        modules: it and its submodules, where they are known already.
     """
     memo: dict[int, Hashable] = {}
     parts: list[Any] = []
-    for sub in module.modules():
+    for sub in module.modules() if modules is None else modules:
         parts.append(type(sub))
         for name, value in sub.__dict__.items():
             if name in _TABLES or (only is not None and name not in only):

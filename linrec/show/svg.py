@@ -151,7 +151,8 @@ def bars(estimates: Sequence[Estimate], chosen: str) -> str:
         parts.append(f'<path class="grid" d="M{x:.0f} 4V{height - 26}"/>')
         if high - low < 8 or power % 2 == 0:
             parts.append(
-                f'<text class="tick" x="{x:.0f}" y="{height - 12}">10<tspan dy="-4">{power}</tspan><tspan dy="4"> s</tspan></text>'
+                f'<text class="tick" x="{x:.0f}" y="{height - 12}">10<tspan dy="-4">{power}</tspan>'
+                '<tspan dy="4"> s</tspan></text>'
             )
     for k, (estimate, value) in enumerate(zip(estimates, values, strict=True)):
         y = 6 + row * k

@@ -48,7 +48,7 @@ COMPUTE = (
     "ops.lti",
     "ops.semiring",
 )
-GUARD = ("runtime.plan", "runtime.dispatcher", "runtime.state")
+GUARD = ("runtime.plan", "runtime.dispatcher", "runtime.signature", "runtime.state")
 FILES = PROVE + MOVE + LOWER + COMPUTE + GUARD
 
 NOT_AFFINE = ("tanh", "sigmoid", "relu", "abs", "exp", "sin", "sgn", "reciprocal", "sqrt", "gelu", "silu")

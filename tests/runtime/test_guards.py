@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 from linrec.capture.discover import TimeAxis
 from linrec.capture.trace import Slot, Source
 from linrec.ir.obstruction import Obstruction
-from linrec.runtime import dispatcher
+from linrec.runtime import signature as signatures
 from linrec.runtime.plan import Plan, TimeDim, lookup
 from linrec.runtime.state import frozen_state
 
@@ -142,8 +142,19 @@ def test_what_a_plan_writes() -> None:
 
 
 def signature(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    leaves, spec = pytree.tree_flatten((args, kwargs))
-    return dispatcher._signature(model, leaves, spec)
+    leaves, spec = signatures.flattened(args, kwargs)
+    return signatures.signature(model, leaves, spec)
+
+
+@pytest.mark.parametrize(
+    "args", [(), (1, None), (torch.ones(2), 2.0, "a"), (torch.ones(2), [torch.ones(1)]), ((1, 2),)]
+)
+@pytest.mark.parametrize("kwargs", [{}, {"a": 1}])
+def test_arguments_are_put_together_again(args: Any, kwargs: Any) -> None:
+    leaves, spec = signatures.flattened(args, kwargs)
+    expected, other = pytree.tree_flatten((args, kwargs))
+    assert len(leaves) == len(expected) and all(a is b for a, b in zip(leaves, expected, strict=True))
+    assert spec == other and pytree.tree_unflatten(leaves, spec)[1] == kwargs
 
 
 X = torch.randn(2, 6, 3)
@@ -360,8 +371,8 @@ class _Own(Tensor):
     ids=lambda x: type(x).__name__,
 )
 def test_what_can_be_traced(leaf: Any, ordinary: bool) -> None:
-    assert dispatcher._ordinary([X, leaf]) == ordinary
-    assert dispatcher._ordinary([leaf, X]) == ordinary
+    assert signatures.ordinary([X, leaf]) == ordinary
+    assert signatures.ordinary([leaf, X]) == ordinary
 
 
 def test_calls_under_another_mode_are_left_alone() -> None:
@@ -375,5 +386,5 @@ def test_calls_under_another_mode_are_left_alone() -> None:
 
     for mode in (Watching(), WatchingBelow()):
         with mode:
-            assert not dispatcher._ordinary([X])
-    assert torch.func.vmap(lambda x: x if dispatcher._ordinary([x]) else x + 1)(X).equal(X + 1)
+            assert not signatures.ordinary([X])
+    assert torch.func.vmap(lambda x: x if signatures.ordinary([x]) else x + 1)(X).equal(X + 1)

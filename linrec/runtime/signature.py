@@ -1,0 +1,90 @@
+"""What tells one call of a module from another: how its arguments are put together, and all that a plan depends on
+besides their sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from linrec.ops.precision import autocast_state
+from linrec.runtime.state import frozen_state
+
+PLAIN = (int, float, complex, bool, str, type(None))
+
+
+def ordinary(leaves: list[Any]) -> bool:
+    """Whether a call can be traced and rewritten: plain strided tensors that hold something, and plain values."""
+    for leaf in leaves:
+        if isinstance(leaf, Tensor):
+            if type(leaf) not in (Tensor, nn.Parameter) or leaf.layout is not torch.strided or leaf.numel() == 0:
+                return False
+            if torch._C._functorch.is_functorch_wrapped_tensor(leaf):
+                return False
+        elif not known(leaf):
+            return False
+    return (
+        not torch.overrides._get_current_function_mode_stack()
+        and not torch.utils._python_dispatch._get_current_dispatch_mode_stack()
+    )
+
+
+def known(leaf: Any) -> bool:
+    """Whether a leaf is a tensor or a plain value."""
+    return isinstance(leaf, (Tensor, torch.dtype, torch.device)) or type(leaf) in PLAIN
+
+
+_FLAT = frozenset([Tensor, nn.Parameter, *PLAIN])
+_positional: dict[int, Any] = {}
+_numbers: dict[int, int] = {}
+
+
+def flattened(args: Any, kwargs: Any) -> tuple[list[Any], Any]:
+    """The leaves of ``(args, kwargs)``, and how they are put together; calls by position are quick."""
+    if kwargs or not all(type(x) in _FLAT for x in args):
+        return pytree.tree_flatten((args, kwargs))
+    spec = _positional.get(len(args))
+    if spec is None:
+        spec = _positional.setdefault(len(args), pytree.tree_flatten((args, {}))[1])
+        _numbers[id(spec)] = len(args)  # it lives for ever, and to hash a number is quick
+    return list(args), spec
+
+
+def signature(module: nn.Module, leaves: list[Any], spec: Any) -> Hashable:
+    """What a plan depends on besides sizes: structure, dtypes, ranks, devices, flags, plain arguments, attributes."""
+    modules = list(module.modules())
+    parts: list[Hashable] = [
+        _numbers.get(id(spec), spec),
+        torch.is_grad_enabled(),
+        autocast_state(),
+    ]
+    for x in leaves:
+        if isinstance(x, Tensor):
+            parts.append((x.dtype, x.device, tuple(s == 1 for s in x.shape)))
+        else:
+            parts.append((type(x), x))
+    parts.append(frozen_state(module, modules=modules))
+    parts.append(global_hooks())
+    parts.append(any(hooked(sub) for sub in modules[1:]))
+    return tuple(parts)
+
+
+def global_hooks() -> bool:
+    """Whether hooks are registered for all modules."""
+    hooks = nn.modules.module
+    return bool(
+        hooks._global_forward_hooks
+        or hooks._global_forward_pre_hooks
+        or hooks._global_backward_hooks
+        or hooks._global_backward_pre_hooks
+    )
+
+
+def hooked(module: nn.Module) -> bool:
+    """Whether a module has a hook."""
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
