@@ -1,7 +1,7 @@
 """`python -m benchmarks.grid`: over classes of recurrences, batch sizes, lengths and widths, the algorithm that linrec
 chooses beside every other one that applies, and the loop as it is written.
 
-Each algorithm is pinned by `linrec.parallelize(model, lowering=...)` in a copy of the same loop; all are timed in turns.
+Each algorithm is pinned by `linrec.parallelize(model, lowering=...)` in a copy of the same loop; all take turns.
 """
 
 from __future__ import annotations
@@ -202,7 +202,7 @@ class Cell:
     Attributes:
         name, batch, length, width: which.
         chosen: the algorithm that linrec chose.
-        seconds: the median of a training step, by algorithm; "chosen" is the model without a pin, "as written" the loop.
+        seconds: the median of a training step, by algorithm; "chosen" has no pin, "as written" is the loop.
     """
 
     name: str
@@ -251,6 +251,8 @@ def variants(loop: Any) -> tuple[dict[str, nn.Module], str]:
 def measure(models: dict[str, nn.Module], loop: Any, batch: int, length: int, rounds: int) -> dict[str, float]:
     """The medians of training steps, taken in turns; a form that takes long is timed once."""
     inputs = [x.requires_grad_() for x in loop.inputs(batch, length)]
+    for model in models.values():  # a new batch size may compile
+        step(model, inputs)
     seconds = {name: [step(model, inputs)] for name, model in models.items()}
     names = list(models)
     for k in range(rounds):

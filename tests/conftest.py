@@ -8,6 +8,7 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Which algorithm is the fastest must not depend on what else the machine does while the tests run.
 os.environ.setdefault("LINREC_MACHINE", "default")
+os.environ.setdefault("LINREC_SHORTEST", "1")
 
 import hypothesis
 import pytest

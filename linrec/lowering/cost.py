@@ -77,6 +77,38 @@ CPU = Machine(products=3e10, elements=1.5e9, steps=4e9, bytes=8e9, call=5e-6)
 CUDA = Machine(products=2e13, elements=2e11, steps=2e9, bytes=1.5e12, call=6e-6, name="cuda")
 
 
+_LOOPED = 1.8
+"""What an operator of a loop takes, in calls: the loop's own Python beside it."""
+_VIEWED = 2.5
+"""The same of a rewritten graph, whose views of the time axis have Python of their own."""
+_DISPATCHED = 20.0
+"""What choosing a plan takes, in calls."""
+_KERNEL = 50.0
+"""What calling an algorithm or a compiled loop takes, and its derivative, in calls."""
+
+
+def pays_from(looped: float, calls: int, kernels: int) -> int:
+    """The least number of steps at which a rewritten graph is expected to be faster than the loop as it is written,
+    where so few steps hold no work worth counting.
+
+    Args:
+        looped: operators that the loop calls in a step.
+        calls: operators that the graph calls.
+        kernels: algorithms among them.
+
+    ``LINREC_SHORTEST`` in the environment is taken instead where it is set.
+    """
+    given = os.environ.get("LINREC_SHORTEST")
+    if given:
+        return int(given)
+    fixed = _DISPATCHED + _VIEWED * calls + _KERNEL * kernels
+    return min(math.ceil(fixed / (_LOOPED * max(looped, 1.0))), _FEW)
+
+
+_FEW = 64
+"""The number of steps up to which a loop may be left as it is because it is short."""
+
+
 def machine(device: torch.device) -> Machine:
     """The speeds of a device: those of this CPU, or bundled ones of a GPU."""
     if device.type != "cpu":

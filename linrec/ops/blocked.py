@@ -13,6 +13,8 @@ from .convolution import good_fft_size
 
 _NEAR = 1 << 22
 """Bytes of a block of spectra: what the last cache holds beside the kernels' own."""
+_SMALL = 1 << 15
+"""Numbers of a spectrum up to which calling an operator takes longer than what it does."""
 
 
 def applies(kernel: Tensor, u: Tensor) -> bool:
@@ -81,8 +83,12 @@ class _Column(torch.autograd.Function):
             padded[:rows, :, :length].copy_(grad[at : at + rows].transpose(1, 2))
             spectra = torch.fft.rfft(padded[:rows])
             if by_kernel is not None:
-                for row in range(rows):
-                    by_kernel.addcmul_(spectra[row], inputs[at + row].conj())
+                mirrored = inputs[at : at + rows].conj().resolve_conj()
+                if by_kernel.numel() < _SMALL:
+                    by_kernel += (spectra * mirrored.unsqueeze(1)).sum(0)
+                else:
+                    for row in range(rows):
+                        by_kernel.addcmul_(spectra[row], mirrored[row])
             if by_input is not None and kernels is not None:
                 torch.sum(spectra.mul_(kernels.conj()), 1, out=by_input[at : at + rows])
         grad_kernel = grad_u = None

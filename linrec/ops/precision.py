@@ -26,6 +26,8 @@ AutocastState = tuple[tuple[str, torch.dtype], ...]
 
 def autocast_state() -> AutocastState:
     """What autocast does at the moment: the device types that it is on for, each with its dtype."""
+    if not torch._C._is_any_autocast_enabled():
+        return ()
     return tuple((d, torch.get_autocast_dtype(d)) for d in DEVICES if torch.is_autocast_enabled(d))
 
 

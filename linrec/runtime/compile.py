@@ -3,6 +3,7 @@ passes, validate. The result is a plan, or the obstructions that keep the origin
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -25,6 +26,7 @@ from linrec.ir.obstruction import Obstruction, Refused, refuse
 from linrec.ir.recurrence import Recurrence
 from linrec.ir.scan import is_random, scan_nodes, scan_of
 from linrec.ir.timeaxis import size
+from linrec.lowering.cost import pays_from
 from linrec.ops.precision import autocast_state, no_autocast
 from linrec.passes import involved, standard
 from linrec.passes.base import Observer
@@ -283,6 +285,7 @@ def _rewritten(
 ) -> tuple[Plan, list[str]]:
     """The plan that two traces make, and the names of the passes that changed something."""
     shorter, longer = traces
+    looped = (_operators(longer.graph_module) - _operators(shorter.graph_module)) / (longer.length - shorter.length)
     for t in traces:
         normalize(t.graph_module)
     found = reroll(shorter.graph_module, longer.graph_module, longer.length - shorter.length)
@@ -318,10 +321,32 @@ def _rewritten(
         guards=guards,
         state=state,
         mixed=longer.mixed,
+        pays_from=pays_from(looped, _operators(graph_module), _kernels(graph_module)),
     )
     if not result.recurrences:
         raise refuse("LR001", "The loop carries no state and holds no operator that could leave it.")
     return plan, result.changed_by
+
+
+_COMPOSED = frozenset(["linear", "matmul", "einsum", "conv1d", "conv2d", "layer_norm", "softmax", "softplus", "silu"])
+
+
+def _operators(graph_module: fx.GraphModule) -> int:
+    """How many operators a graph calls, those that only read sizes or take tuples apart left out; what torch puts
+    together from others counts as three."""
+    free = (torch.ops.aten.sym_size.int, operator.getitem)
+    calls = [n for n in graph_module.graph.nodes if n.op in ("call_function", "call_module") and n.target not in free]
+    names = [getattr(n.target, "_schema", None) for n in calls]
+    return sum(3 if s is not None and s.name.removeprefix("aten::") in _COMPOSED else 1 for s in names)
+
+
+def _kernels(graph_module: fx.GraphModule) -> int:
+    """How many of a graph's operators are algorithms of linrec's, or loops."""
+    ours = ("linrec.lowering", "linrec.ops")
+    return sum(
+        n.op == "call_module" or (n.op == "call_function" and str(getattr(n.target, "__module__", "")).startswith(ours))
+        for n in graph_module.graph.nodes
+    )
 
 
 def _python_sizes(graph_module: fx.GraphModule) -> None:

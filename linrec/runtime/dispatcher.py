@@ -26,7 +26,7 @@ from linrec.ops.opaque import is_traced
 from linrec.ops.precision import uncached_autocast
 from linrec.runtime.compile import Compiled, Options, compile_call
 from linrec.runtime.plan import Plan
-from linrec.runtime.signature import PLAIN, flattened, global_hooks, hooked, known, ordinary, signature
+from linrec.runtime.signature import PLAIN, flattened, global_hooks, hooked, is_positional, known, ordinary, signature
 from linrec.runtime.traced import Traced, is_callable
 from linrec.runtime.validate import check_length
 
@@ -158,6 +158,7 @@ class Dispatcher:
         self.owner = False
         self.last_plan: Plan | None = None
         self.disabled = False
+        self.brief: tuple[int, int, int] | None = None
         self.traced = Traced(self)
 
     @property
@@ -187,7 +188,7 @@ class Dispatcher:
 
     def __getstate__(self) -> dict[str, Any]:
         state = dict(self.__dict__)
-        state.update(compiled={}, looked=set(), last_plan=None)
+        state.update(compiled={}, looked=set(), last_plan=None, brief=None)
         del state["traced"]
         options = self.settings.options
         own = Options(options.validate, lowering=options.lowering)
@@ -217,7 +218,7 @@ class Dispatcher:
             turns.leave()
 
     def _call(self, args: Any, kwargs: Any) -> Any:
-        if torch.compiler.is_compiling() or not self._active():
+        if torch.compiler.is_compiling() or not self._active() or self._is_brief(args):
             return self.original(*args, **kwargs)
         if torch._C._functorch.peek_interpreter_stack() is not None:
             return self._transformed(args, kwargs)
@@ -240,6 +241,25 @@ class Dispatcher:
         if self.owner:
             return self._dispatch(key, spec, leaves, args, kwargs)
         return self.original(*args, **kwargs)
+
+    def _is_brief(self, args: Any) -> bool:
+        """Whether a call is too short for any plan to pay, told at a glance: finding its plan would take longer."""
+        if self.brief is None:
+            return False
+        position, dim, least = self.brief
+        x = args[position] if position < len(args) else None
+        return isinstance(x, Tensor) and x.dim() > dim and x.shape[dim] < least
+
+    def _note_brief(self, plan: Plan, spec: Any) -> None:
+        """Remember by which argument a call's length is seen, and from which length on a plan may pay."""
+        axis = plan.axis
+        where = (axis.leaf, axis.dim) if is_positional(spec) and not self.settings.strict else (-1, -1)
+        least = plan.pays_from + axis.dims[axis.leaf][axis.dim]
+        others = sum(len(c.plans) for c in self.compiled.values())
+        if others and (self.brief is None or self.brief[:2] != where):
+            self.brief = None
+        else:
+            self.brief = (*where, min(least, self.brief[2]) if self.brief else least) if where[0] >= 0 else None
 
     def _note_strangers(self, leaves: list[Any]) -> None:
         """Say which arguments keep a call from being traced: what an object does in a call cannot be replayed."""
@@ -315,6 +335,8 @@ class Dispatcher:
         if plan is None:
             return None, 0
         length = plan.length(tensors)
+        if length < plan.pays_from:
+            return None, length
         unchecked = self.settings.options.validate and length > plan.checked
         return (None if unchecked and self._check(plan, spec, leaves, length) else plan), length
 
@@ -375,6 +397,7 @@ class Dispatcher:
                     self.module, self.original, spec, leaves, self.name, self.settings.options, varied
                 )
             if plan is not None:
+                self._note_brief(plan, spec)
                 found.plans.append(plan)
                 self.traced.offer(plan, leaves, *pytree.tree_unflatten(leaves, spec))
             # What forward does to the module's own numbers and containers holds for every call.

@@ -37,6 +37,7 @@ class Plan:
         checked: the greatest length at which the original was compared.
         flags: which tensors required gradient, where forward asks; None where it does not.
         broken_from: the length from which on the plan must not be used, with the reason.
+        pays_from: the length from which on the plan is expected to be faster than the loop.
         mixed: whether autocast decided on dtypes; its casts are operators of the graph, which runs without it.
     """
 
@@ -57,6 +58,7 @@ class Plan:
     broken_from: tuple[int, Obstruction] | None = None
     signature_counts: Any = None
     mixed: bool = False
+    pays_from: int = 0
 
     def admits(self, module: nn.Module, tensors: Sequence[Tensor], length: int) -> bool:
         """Whether the guards hold for these tensor leaves."""

@@ -26,10 +26,7 @@ def ordinary(leaves: list[Any]) -> bool:
                 return False
         elif not known(leaf):
             return False
-    return (
-        not torch.overrides._get_current_function_mode_stack()
-        and not torch.utils._python_dispatch._get_current_dispatch_mode_stack()
-    )
+    return torch._C._len_torch_function_stack() == 0 and torch._C._len_torch_dispatch_stack() == 0
 
 
 def known(leaf: Any) -> bool:
@@ -51,6 +48,11 @@ def flattened(args: Any, kwargs: Any) -> tuple[list[Any], Any]:
         spec = _positional.setdefault(len(args), pytree.tree_flatten((args, {}))[1])
         _numbers[id(spec)] = len(args)  # it lives for ever, and to hash a number is quick
     return list(args), spec
+
+
+def is_positional(spec: Any) -> bool:
+    """Whether `flattened` found nothing but single values by position: then a leaf is an argument."""
+    return id(spec) in _numbers
 
 
 def signature(module: nn.Module, leaves: list[Any], spec: Any) -> Hashable:
