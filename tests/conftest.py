@@ -28,7 +28,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 FULL = bool(os.environ.get("LINREC_LOOPS_FULL"))
 SLOW = (
-    *(f"tests/{x}/" for x in ("docs", "examples", "fuzz", "benchmarks", "report", "cli", "extensions", "loops")),
+    *(f"tests/{x}/" for x in ("docs", "examples", "fuzz", "benchmarks")),
     "tests/gpu/test_compile.py",
     "tests/gpu/test_triton_readout.py",
     "tests/transformers/test_hybrid_models.py",
@@ -36,8 +36,8 @@ SLOW = (
 )
 """What `make test` leaves to `make test-all`, so that it stays within minutes on two cores."""
 
-ONE_IN = {"tests/models/test_parallel.py": 3, "tests/lowering/test_lowerings.py": 2}
-"""Of these files it runs one test in so many; always the same ones."""
+ONE_IN = {"tests/models/test_parallel.py": 3, "tests/lowering/test_lowerings.py": 2, "tests/loops/": 15}
+"""Of these files and folders it runs one test in so many; always the same ones."""
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
-from benchmarks import measure, show
+from benchmarks import grid, measure, show
 from benchmarks.__main__ import app
 from benchmarks.cases import CASES
 from benchmarks.measure import Disagreement, Row, check, difference, peak, run, shortened
@@ -121,3 +121,16 @@ def test_command(tmp_path: Path) -> None:
     assert "gate: linrec" in found["exponents"] and found["machine"]["threads"] == 1
     assert Path(names["png"]).stat().st_size > 1000 and "| linrec |" in Path(names["md"]).read_text()
     assert CliRunner().invoke(app, ["nothing"]).exit_code == 2
+
+
+def test_grid(tmp_path: Path) -> None:
+    path = tmp_path / "grid.json"
+    threads = torch.get_num_threads()
+    args = ["matrices", "--lengths", "4,12", "--batches", "2", "--widths", "8", "--rounds", "1", "--threads", "1"]
+    result = CliRunner().invoke(grid.app, [*args, "--json", str(path)])
+    torch.set_num_threads(threads)
+    assert result.exit_code == 0, result.output
+    cells = json.loads(path.read_text())
+    assert [c["length"] for c in cells] == [4, 12]
+    assert {"as written", "chosen", "loop"} <= cells[0]["seconds"].keys()
+    assert cells[0]["ratio"] >= 1

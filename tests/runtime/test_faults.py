@@ -14,13 +14,13 @@ from linrec.codegen import launch
 from linrec.codegen import scan as codegen
 from linrec.lowering import diagonal
 from linrec.runtime import compile as compiler
-from linrec.runtime import dispatcher
+from linrec.runtime import dispatcher, signature
 from linrec.runtime.plan import Plan
 
 from .samples import Gated, build, same, series
 
 STAGES: dict[str, tuple[Any, str]] = {
-    "signature": (dispatcher, "frozen_state"),
+    "signature": (signature, "frozen_state"),
     "discovery": (dispatcher, "find_time"),
     "axis": (compiler, "find_time"),
     "fingerprint": (compiler, "record"),
