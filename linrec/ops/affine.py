@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ._dtypes import compute_dtype
+from .contraction import contract
 from .precision import own_precision
 
 
@@ -88,7 +89,7 @@ class AffineProgram:
             value = torch.einsum(f"Y{read}Z->Y{written}Z", state)
         else:
             inputs = ",".join(f"Y{labels}" for labels in term.labels)
-            value = torch.einsum(f"Y{read}Z,{inputs}->Y{written}Z", state, *(operands[k] for k in term.operands))
+            value = contract(f"Y{read}Z,{inputs}->Y{written}Z", state, *(operands[k] for k in term.operands))
         if term.coefficient != 1:
             value = value * term.coefficient
         for k, labels, keep in term.masks:
