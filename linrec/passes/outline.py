@@ -102,12 +102,31 @@ class Outline(Pass):
         found: list[Recurrence] = []
         for node in scan_nodes(graph_module):
             if scan_of(graph_module, node).carries:
-                found += _Outliner(graph_module, node, self.module, self.pin == COMPILED).run()
+                found += self._outlined(graph_module, node) or self._by_components(graph_module, node)
         graph_module.graph.eliminate_dead_code()
         for node in graph_module.graph.nodes:
             if node.target is unsteps and _is_result(graph_module, node.args[0]) and len(node.args[0].users) == 1:
                 node.kwargs = {**node.kwargs, "fresh": True}
         return PassResult(graph_module, bool(found), found)
+
+    def _outlined(self, graph_module: fx.GraphModule, node: fx.Node) -> list[Recurrence]:
+        return _Outliner(graph_module, node, self.module, self.pin == COMPILED).run()
+
+    def _by_components(self, graph_module: fx.GraphModule, node: fx.Node) -> list[Recurrence]:
+        """Where a loop cannot be compiled as a whole, each of its recurrences may be."""
+        scan = scan_of(graph_module, node)
+        if sum(c.recurrent for c in components(scan.step, scan.carries)) < 2:
+            return []
+        before = set(scan_nodes(graph_module))
+        found = Split(self.module).apart(graph_module, node)
+        for part in scan_nodes(graph_module):
+            if part in before:
+                continue
+            if scan_of(graph_module, part).carries:
+                found += self._outlined(graph_module, part)
+            else:
+                part.meta["part"] = True  # of a loop that is reported already
+        return found
 
 
 class TorchForm(nn.Module):

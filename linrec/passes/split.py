@@ -94,11 +94,15 @@ class Split(Pass):
         """Split every scan of a graph; report the components that are no recurrences."""
         found: list[Recurrence] = []
         for node in scan_nodes(graph_module):
-            splitter = _Splitter(graph_module, node)
-            splitter.run()
-            found += [replace(entry, module=self.module) for entry in splitter.entries]
+            found += self.apart(graph_module, node)
         graph_module.graph.eliminate_dead_code()
         return PassResult(graph_module, True, found)
+
+    def apart(self, graph_module: fx.GraphModule, node: fx.Node) -> list[Recurrence]:
+        """Split one scan; the components of it that are no recurrences."""
+        splitter = _Splitter(graph_module, node)
+        splitter.run()
+        return [replace(entry, module=self.module) for entry in splitter.entries]
 
 
 def delayed(updates: Tensor, initial: Tensor) -> Tensor:
