@@ -35,6 +35,7 @@ LOWER = (
     "lowering.emission",
     "lowering.kernel",
     "lowering.semirings",
+    "capture.functionalize",
     "capture.reroll",
     "capture.generalize",
 )
