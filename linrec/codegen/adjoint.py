@@ -179,9 +179,11 @@ def _provide(s: Signature, a: Adjoint) -> None:
 
 
 def _stored(s: Signature, a: Adjoint) -> None:
+    """Find the outputs that hold states, dimension by dimension: one that is flattened has other strides."""
     for key, (operand, access) in s.updates.items():
         for y, (other, result) in s.ys.items():
-            if result == access and other.dtype == operand.dtype and operand.dtype.is_floating_point:
+            same = result == access and other.dims == operand.dims and other.dtype == operand.dtype
+            if same and operand.dtype.is_floating_point:
                 a.stored.setdefault(key, y)
 
 
