@@ -31,7 +31,7 @@ test-all: $(READY) ## Every test, the whole corpus of loops included (more than 
 	LINREC_LOOPS_FULL=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(N) $(PYTEST_ARGS)
 
 fuzz: $(READY) ## Random programs against their own loops (N=10000 SEED=0 MINUTES=60 JOBS=2); failures go to out/fuzz
-	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz.run $(if $(filter auto,$(N)),200,$(N)) --seed $(or $(SEED),0) \
+	MALLOC_PERTURB_=165 OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz.run $(if $(filter auto,$(N)),200,$(N)) --seed $(or $(SEED),0) \
 		$(if $(MINUTES),--minutes $(MINUTES)) --jobs $(or $(JOBS),1)
 
 mutate: $(READY) ## Break linrec in one place at a time; some test must fail (N=300 SEED=0 FILES="analysis.rules")

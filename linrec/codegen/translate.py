@@ -142,9 +142,25 @@ class Translator:
             if isinstance(tensor, Tensor) and tensor.numel() == 0:
                 raise Unsupported("a tensor without elements")
         try:
-            return RULES[name](self, SimpleNamespace(**bound, out=out, name=name, overload=schema.overload_name))
+            value = RULES[name](self, SimpleNamespace(**bound, out=out, name=name, overload=schema.overload_name))
+            return self._whole(value, out)
         except Unsupported as error:
             raise Unsupported(f"the operator '{name}': {error}") from None
+
+    def _whole(self, value: Value, out: Any) -> Value:
+        """A value in the shape that it has to have: one part of a complex one may be a mere number."""
+        if isinstance(value, (list, tuple)) and isinstance(out, (list, tuple)):
+            return [self._whole(v, o) for v, o in zip(value, out, strict=True)]
+        if not isinstance(out, Tensor):
+            return value
+        if isinstance(value, Complex):
+            re, im = self._whole(value.re, out), self._whole(value.im, out)
+            if re is not value.re or im is not value.im:
+                for a, b in zip(re.dims, im.dims, strict=True):
+                    self.axes.unify(a, b)
+            return Complex(re, im)
+        shape = tuple(int(s) for s in out.shape)
+        return self.expand(value, shape) if isinstance(value, View) and value.shape != shape else value
 
     def new_axis(self, size: int) -> tuple[Axis, ...]:
         """Axes for a dimension that no argument has."""

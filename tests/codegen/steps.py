@@ -169,6 +169,20 @@ def complex_readout(h: Tensor, a: Tensor, x: Tensor, c: Tensor) -> Any:
     return h, (h * c).sum(-1).real, h.abs(), torch.view_as_real(h), h.imag
 
 
+@step([real(B, 4, 3)], [gate(B, 4), real(B, 4, 3)], [matrix(3, 3)])
+def flattened(h: Tensor, g: Tensor, x: Tensor, w: Tensor) -> Any:
+    """The states leave the loop in another shape."""
+    new = h * g[..., None] + 0.3 * h @ w + torch.sigmoid(x)
+    return new, new.flatten(1)
+
+
+@step(H, [real(B, 3)])
+def no_imaginary_part(h: Tensor, x: Tensor) -> Any:
+    """Real numbers, and a mere number, as complex ones."""
+    new = 0.5 * h + x
+    return new, 0.7 * new.to(torch.complex128), torch.full_like(x, 2.0).to(torch.complex128) * 0.5j
+
+
 @step(H, [real(B, 3)])
 def detached(h: Tensor, x: Tensor) -> Any:
     h = 0.5 * h.detach() + 0.3 * torch.sigmoid(h) + x
