@@ -12,9 +12,13 @@ from linrec.codegen import launch
 
 
 def _spoilt(x: Tensor) -> Tensor:
-    if x.dtype is torch.uint8:
-        return x.fill_(255)
-    return x.fill_(float("nan")) if x.is_floating_point() or x.is_complex() else x
+    if x.is_complex():
+        torch.view_as_real(x).fill_(float("nan"))  # both parts
+    elif x.is_floating_point():
+        x.fill_(float("nan"))
+    elif x.dtype is torch.uint8:
+        x.fill_(255)
+    return x
 
 
 class _Spoiling:

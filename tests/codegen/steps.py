@@ -176,11 +176,11 @@ def flattened(h: Tensor, g: Tensor, x: Tensor, w: Tensor) -> Any:
     return new, new.flatten(1)
 
 
-@step(H, [real(B, 3)])
-def no_imaginary_part(h: Tensor, x: Tensor) -> Any:
+@step([real(B, 4, 3)], [real(B, 4), real(B, 3)])
+def no_imaginary_part(h: Tensor, x: Tensor, y: Tensor) -> Any:
     """Real numbers, and a mere number, as complex ones."""
-    new = 0.5 * h + x
-    return new, 0.7 * new.to(torch.complex128), torch.full_like(x, 2.0).to(torch.complex128) * 0.5j
+    new = 0.5 * h + x[..., None] * (y / y.norm(dim=-1, keepdim=True))[:, None]
+    return new, 0.7 * (0.3 * new.mean(1)).to(torch.complex128), torch.full_like(x, 2.0).to(torch.complex128) * 0.5j
 
 
 @step(H, [real(B, 3)])
