@@ -442,6 +442,8 @@ def _collapse_buffer(graph: fx.Graph, node: fx.Node) -> None:
             pieces.append(emit(graph, node, aten.slice.Tensor, (base, dim, hi + 1, size), node))
         new = emit(graph, node, aten.cat.default, (pieces, dim), node)
     _replace(node, new)
+    # The writes below are dead now; as users of what they wrote they would hide buffers within this one.
+    graph.eliminate_dead_code()
 
 
 def _flatten_cat(graph: fx.Graph, node: fx.Node) -> None:
