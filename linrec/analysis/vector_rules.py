@@ -164,11 +164,13 @@ def _getitem(v: Vectorizer, node: fx.Node, x: Steps, index: int) -> fx.Node:
 
 
 @vector_rule(aten.lerp.Scalar, aten.lerp.Tensor)
-def _lerp(v: Vectorizer, node: fx.Node, *args: Any) -> fx.Node:
-    """Of tensors that all have the time dimension: it does not broadcast symbolic sizes."""
+def _lerp(v: Vectorizer, node: fx.Node, start: Steps, end: Steps, weight: Any) -> fx.Node:
+    """As a sum: torch's own does not broadcast symbolic sizes."""
     rank = value(node).dim()
-    timed = [Steps(v.expand(a), True, a.step) if isinstance(a, Steps) else a for a in args]
-    return v.emit(node.target, tuple(v.aligned(a, rank) if isinstance(a, Steps) else a for a in timed), node)
+    a, b = v.aligned(start, rank), v.aligned(end, rank)
+    way = v.emit(aten.sub.Tensor, (b, a), node)
+    part = v.emit(aten.mul.Tensor, (way, v.aligned(weight, rank) if isinstance(weight, Steps) else weight), node)
+    return v.emit(aten.add.Tensor, (a, part), node)
 
 
 @vector_rule(aten.masked_fill.Tensor)
