@@ -13,7 +13,7 @@ from torch import fx
 from linrec.analysis.polynomial import Atom, Axes, Factor, Monomial, NoRule, Polynomial
 from linrec.analysis.rules import Algebra, rule
 from linrec.analysis.selection import MAX_ROWS, select_rows
-from linrec.capture.normalize import shape_of, value
+from linrec.ir.nodes import shape_of, value
 
 aten = torch.ops.aten
 

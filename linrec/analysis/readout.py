@@ -11,7 +11,7 @@ from torch import Tensor, fx
 
 from linrec.analysis.polynomial import Polynomial
 from linrec.analysis.rules import Algebra
-from linrec.capture.normalize import value
+from linrec.ir.nodes import value
 
 aten = torch.ops.aten
 

@@ -11,8 +11,8 @@ from torch import fx
 
 from linrec.analysis.polynomial import Atom, Factor, Monomial, NoRule, Polynomial, Space
 from linrec.capture.autocast import is_licence
-from linrec.capture.normalize import shape_of, value
 from linrec.ir.extension import enter, guarded
+from linrec.ir.nodes import shape_of, value
 
 aten = torch.ops.aten
 Rule = Callable[..., Polynomial]

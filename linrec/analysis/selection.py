@@ -14,7 +14,7 @@ from torch import fx
 
 from linrec.analysis.polynomial import Factor, Monomial, NoRule, Polynomial, selection_atom
 from linrec.analysis.rules import Algebra, rule
-from linrec.capture.normalize import shape_of
+from linrec.ir.nodes import shape_of
 
 aten = torch.ops.aten
 MAX_ROWS = 4096

@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from linrec.analysis.stategraph import Component
-from linrec.capture.normalize import shape_of, value
+from linrec.ir.nodes import shape_of, value
 
 aten = torch.ops.aten
 JOINS: dict[Any, str] = {}

@@ -12,8 +12,8 @@ from linrec.analysis.blame import blame
 from linrec.analysis.polynomial import Polynomial
 from linrec.analysis.rules import Algebra
 from linrec.analysis.stategraph import Component
-from linrec.capture.normalize import value
 from linrec.ir.names import state_names
+from linrec.ir.nodes import value
 from linrec.ir.obstruction import Obstruction
 from linrec.ir.recurrence import LinearRecurrence, Transition
 

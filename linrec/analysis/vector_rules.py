@@ -11,7 +11,7 @@ import torch
 from torch import fx
 
 from linrec.analysis.vectorize import VECTOR_RULES, NotVectorisable, Steps, Vectorizer, nodes_of, steps_in, vector_rule
-from linrec.capture.normalize import value
+from linrec.ir.nodes import value
 
 aten = torch.ops.aten
 

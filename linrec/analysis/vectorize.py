@@ -16,8 +16,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import DimDynamic
 from torch.utils import _pytree as pytree
 
-from linrec.capture.normalize import emit, fake_mode, value
 from linrec.ir.extension import enter
+from linrec.ir.nodes import emit, value
 
 aten = torch.ops.aten
 VectorRule = Callable[..., fx.Node]
@@ -63,17 +63,7 @@ class Vectorizer:
         self, target: Callable[..., Any], args: tuple[Any, ...], like: fx.Node, kwargs: dict[str, Any] | None = None
     ) -> fx.Node:
         """Write one call, named and located like a node of the step."""
-        if kwargs:
-            with self.graph.inserting_before(self.before):
-                new = self.graph.call_function(target, args, kwargs)
-            for key in ("stack_trace", "nn_module_stack", "custom"):
-                if key in like.meta:
-                    new.meta[key] = like.meta[key]
-            fake_args, fake_kwargs = fx.map_arg((args, kwargs), lambda n: n.meta["val"])
-            with fake_mode(self.graph, fake_args):
-                new.meta["val"] = target(*fake_args, **fake_kwargs)
-            return new
-        return emit(self.graph, self.before, target, args, like)
+        return emit(self.graph, self.before, target, args, like, kwargs)
 
     def run(self, node: fx.Node) -> Steps:
         """The value of a step node for all steps, written on first use together with what it reads.

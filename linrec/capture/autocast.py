@@ -14,7 +14,7 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from linrec.capture.normalize import value
+from linrec.ir.nodes import PROVENANCE, value
 from linrec.ops.precision import no_autocast
 
 aten = torch.ops.aten
@@ -108,7 +108,7 @@ def write_casts(graph_module: fx.GraphModule) -> bool:
 def _cast_node(node: fx.Node, argument: fx.Node, dtype: torch.dtype) -> fx.Node:
     with node.graph.inserting_before(node):
         new = node.graph.call_function(aten._to_copy.default, (argument,), {"dtype": dtype})
-    new.meta = {k: node.meta[k] for k in ("stack_trace", "nn_module_stack", "custom") if k in node.meta}
+    new.meta = {k: node.meta[k] for k in PROVENANCE if k in node.meta}
     with no_autocast():
         new.meta["val"] = value(argument).to(dtype)
     return new

@@ -11,16 +11,16 @@ that change a tensor's shape, regions of their own.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+
+from linrec.ir.nodes import emit, faked, shape_of, value
 
 aten = torch.ops.aten
-
-Emit = Callable[..., fx.Node]
 
 
 def functionalize(graph_module: fx.GraphModule) -> bool:
@@ -51,12 +51,10 @@ class _Unknown(Exception):
     """Something that is left to torch."""
 
 
-def _storage(value: Any) -> int | None:
-    return int(value.untyped_storage()._cdata) if isinstance(value, Tensor) else None
-
-
 def _storage_of(node: fx.Node) -> int | None:
-    return _storage(node.meta.get("val"))
+    """What tells the memory of a node's value from that of others."""
+    val = value(node)
+    return int(val.untyped_storage()._cdata) if isinstance(val, Tensor) else None
 
 
 def _writes(node: fx.Node) -> bool:
@@ -68,12 +66,14 @@ def _written(graph: fx.Graph) -> set[int] | None:
     """The storages that operators write into, None where one of them is not written by an operator of this graph that
     has a functional form, or belongs to an input."""
     found = set()
+    known: dict[Any, bool] = {}
     for node in graph.nodes:
         if node.op == "call_function" and not isinstance(node.target, torch._ops.OpOverload):
             if isinstance(node.target, torch._ops.HigherOrderOperator):
                 return None
         elif _writes(node):
-            if _functional(node) is None:
+            functional = _functional(node)
+            if functional is None or not _keeps_dtype(node, functional, known):
                 return None
             assert isinstance(node.args[0], fx.Node)
             storage = _storage_of(node.args[0])
@@ -82,29 +82,6 @@ def _written(graph: fx.Graph) -> set[int] | None:
             found.add(storage)
     inputs = {_storage_of(n) for n in graph.nodes if n.op in ("placeholder", "get_attr")}
     return None if found & inputs else found
-
-
-_SAME_DTYPE_NOT_NEEDED = frozenset(
-    [
-        "copy",
-        "fill",
-        "zero",
-        "masked_fill",
-        "index_put",
-        "index_fill",
-        "index_copy",
-        "index_add",
-        "scatter",
-        "scatter_add",
-        "masked_scatter",
-    ]
-)
-"""Operators whose result has the dtype of what is written into, whatever the dtypes of the other tensors are."""
-
-_OTHER_DTYPE = frozenset(
-    ["eq", "ne", "lt", "le", "gt", "ge", "logical_and", "logical_or", "logical_xor", "logical_not"]
-)
-"""Operators that, as functions, return booleans."""
 
 
 def _functional(node: fx.Node) -> Any:
@@ -118,22 +95,29 @@ def _functional(node: fx.Node) -> Any:
     into, *others = target._schema.arguments
     if into.alias_info is None or not into.alias_info.is_write or any(a.alias_info for a in others):
         return None
-    name = name[:-1]
-    functional = getattr(getattr(aten, name, None), target._overloadname, None)
-    if functional is None or functional._schema.is_mutable or name in _OTHER_DTYPE:
+    functional = getattr(getattr(aten, name[:-1], None), target._overloadname, None)
+    if functional is None or functional._schema.is_mutable:
         return None
-    if len(functional._schema.arguments) != len(target._schema.arguments):
-        return None
-    if not node.args or not isinstance(node.args[0], fx.Node):
-        return None
-    mine = node.args[0].meta.get("val")
-    if not isinstance(mine, Tensor):
-        return None
-    if name not in _SAME_DTYPE_NOT_NEEDED:
-        tensors = [n.meta.get("val") for n in node.all_input_nodes]
-        if any(isinstance(v, Tensor) and v.dtype != mine.dtype for v in tensors):
-            return None
-    return functional
+    same = len(functional._schema.arguments) == len(target._schema.arguments)
+    return functional if same and isinstance(node.args[0], fx.Node) else None
+
+
+def _keeps_dtype(node: fx.Node, functional: Any, known: dict[Any, bool]) -> bool:
+    """Whether a function returns the dtype that its in-place operator leaves as it is: some promote, some return
+    booleans. `known` is what was found before."""
+    key = (functional, *(_kind(x) for x in pytree.tree_leaves((node.args, node.kwargs))))
+    if key not in known:
+        try:
+            made = faked(node.graph, functional, node.args, node.kwargs)
+            known[key] = isinstance(made, Tensor) and made.dtype == value(node.args[0]).dtype
+        except Exception:  # a function that cannot be asked: torch goes another way
+            known[key] = False
+    return known[key]
+
+
+def _kind(argument: Any) -> Any:
+    val = value(argument)
+    return (val.dtype, val.dim() == 0) if isinstance(val, Tensor) else type(val)
 
 
 @dataclass
@@ -255,15 +239,14 @@ class _Functionalizer:
             return self._emit(before, aten.select_scatter.default, (whole, part, *args), like)
         if name == "slice":
             return self._emit(before, aten.slice_scatter.default, (whole, part, *args), like)
-        if name == "narrow" and isinstance(args[1], int):
+        if name == "narrow" and all(isinstance(x, int) for x in args) and args[1] >= 0:
             dim, start, length = args
-            start = start if start >= 0 else start + like.shape[dim]
-            end = (start + length) if isinstance(length, int) and isinstance(start, int) else None
-            if end is not None:
-                return self._emit(before, aten.slice_scatter.default, (whole, part, dim, start, end), like)
+            return self._emit(before, aten.slice_scatter.default, (whole, part, dim, start, start + length), like)
         if name == "diagonal":
             return self._emit(before, aten.diagonal_scatter.default, (whole, part, *args), like)
-        if name in ("alias", "contiguous", "expand_as", "view_as", "reshape_as", "to") and _same_shape(whole, part):
+        if name in ("alias", "contiguous", "expand_as", "view_as", "reshape_as", "to") and shape_of(whole) == shape_of(
+            part
+        ):
             if name == "to" and like.dtype != part.meta["val"].dtype:
                 raise _Unknown
             return part
@@ -281,10 +264,12 @@ class _Functionalizer:
         if name in ("view", "reshape", "_unsafe_view", "squeeze", "flatten", "unflatten") and target is not (
             aten.view.dtype
         ):
-            sizes: list[Any] = [_number(s) for s in like.shape]
-            for d in [d for d, size in enumerate(sizes) if size is None][1:]:
+            sizes: list[Any] = list(shape_of(whole))
+            symbolic = [d for d, size in enumerate(sizes) if not isinstance(size, int)]
+            for d in symbolic[1:]:
                 sizes[d] = self._emit(before, aten.sym_size.int, (whole, d), like.shape[d])
-            sizes = [-1 if s is None else s for s in sizes]
+            for d in symbolic[:1]:
+                sizes[d] = -1
             return self._emit(before, aten.reshape.default, (part, sizes), like)
         raise _Unknown
 
@@ -311,8 +296,8 @@ class _Functionalizer:
         if name not in ("split", "split_with_sizes", "chunk"):
             raise _Unknown
         sizes, dim = args[0], (args[1] if len(args) > 1 else 0)
-        total = _number(whole.meta["val"].shape[dim])
-        if total is None:
+        total = shape_of(whole)[dim]
+        if not isinstance(total, int):
             raise _Unknown
         if name == "chunk":
             sizes = -(-total // sizes)
@@ -324,26 +309,9 @@ class _Functionalizer:
         return dim, (start, start + sizes[position])
 
     def _emit(self, before: fx.Node, target: Any, args: Any, like: Any, kwargs: Any = None) -> fx.Node:
-        with self.graph.inserting_before(before):
-            new = self.graph.call_function(target, tuple(args), dict(kwargs or {}))
-        for key in ("stack_trace", "nn_module_stack", "custom"):
-            if key in before.meta:
-                new.meta[key] = before.meta[key]
-        new.meta["val"] = like
-        return new
+        return emit(self.graph, before, target, tuple(args), before, kwargs, like)
 
 
 def _replayed(target: Any) -> Any:
     """The operator that takes a view of a tensor that may lie otherwise in memory than the one before."""
     return aten.reshape.default if target in (aten.view.default, aten._unsafe_view.default) else target
-
-
-def _number(size: Any) -> int | None:
-    if isinstance(size, torch.SymInt):
-        return int(size.node.expr) if size.node.expr.is_number else None
-    return int(size)
-
-
-def _same_shape(a: fx.Node, b: fx.Node) -> bool:
-    x, y = a.meta["val"].shape, b.meta["val"].shape
-    return len(x) == len(y) and all(str(i) == str(j) for i, j in zip(x, y, strict=True))

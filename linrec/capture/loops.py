@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from linrec.capture.normalize import shape_of, value
+from linrec.ir.nodes import shape_of, value
 
 _READS = (torch.ops.aten.select.int, torch.ops.aten.slice.Tensor)
 

@@ -4,7 +4,6 @@ are computed at the top of the graph; copies and dead code are gone."""
 
 from __future__ import annotations
 
-import contextlib
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +11,8 @@ from typing import Any
 import sympy
 import torch
 from torch import Tensor, fx
+
+from linrec.ir.nodes import emit, shape_of, size_expr, value
 
 aten = torch.ops.aten
 
@@ -49,24 +50,6 @@ _ALIASES = {
 }
 
 
-def value(node: Any) -> Any:
-    """The traced value (a FakeTensor or a number) of a node."""
-    return node.meta.get("val") if isinstance(node, fx.Node) else node
-
-
-def size_expr(size: Any) -> Any:
-    """A size as an int, or as a sympy expression of the symbolic sizes."""
-    if isinstance(size, torch.SymInt):
-        expr = size.node.expr
-        return int(expr) if expr.is_number else expr
-    return int(size)
-
-
-def shape_of(node: fx.Node) -> tuple[Any, ...]:
-    """The shape of a node's value: ints and sympy expressions."""
-    return tuple(size_expr(s) for s in value(node).shape)
-
-
 def normalize(graph_module: fx.GraphModule) -> None:
     """Bring an unrolled functional graph into canonical form, in place."""
     graph = graph_module.graph
@@ -97,30 +80,6 @@ def normalize(graph_module: fx.GraphModule) -> None:
 def _replace(node: fx.Node, new: fx.Node) -> None:
     node.replace_all_uses_with(new)
     node.graph.erase_node(node)
-
-
-def emit(graph: fx.Graph, before: fx.Node, target: Callable[..., Any], args: tuple[Any, ...], like: fx.Node) -> fx.Node:
-    """Insert a call before a node, with the stack trace of `like` and its value computed on the fake arguments."""
-    with graph.inserting_before(before):
-        new = graph.call_function(target, args)
-    for key in ("stack_trace", "nn_module_stack", "custom"):
-        if key in like.meta:
-            new.meta[key] = like.meta[key]
-    fake = fx.map_arg(args, lambda n: n.meta["val"])
-    with fake_mode(graph, fake):
-        new.meta["val"] = target(*fake)
-    return new
-
-
-def fake_mode(graph: fx.Graph, fake: Any = ()) -> Any:
-    """The fake mode of some values, or of the graph's inputs."""
-    for v in (
-        *torch.utils._pytree.tree_leaves(fake),
-        *(n.meta.get("val") for n in graph.nodes if n.op == "placeholder"),
-    ):
-        if hasattr(v, "fake_mode"):
-            return v.fake_mode
-    return contextlib.nullcontext()
 
 
 def _hoist_sizes(graph: fx.Graph) -> None:

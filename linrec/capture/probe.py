@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from linrec.capture.trace import containers, restore_attributes, snapshot_attributes
+from linrec.ir.results import opened
 
 Dims = dict[int, dict[int, int]]
 """For each tensor leaf, its dimensions that grow with the length: {leaf: {dim: offset}}, size = length + offset."""
@@ -294,7 +295,7 @@ def count_calls(module: nn.Module, forward: Any, spec: Any, leaves: Sequence[Any
             break
         except _DroppedError:  # forward takes gradients itself
             continue
-    found.output = pytree.tree_map_only(Tensor, Tensor.detach, found.output)
+    found.output = pytree.tree_map_only(Tensor, Tensor.detach, opened(found.output))
     return found
 
 
@@ -348,7 +349,7 @@ def record(module: nn.Module, forward: Any, spec: Any, leaves: Sequence[Any], pe
         if per_module:
             top: list[Any] = recorder.stack.pop(0) if recorder.stack else [module, 0]
             found.own[module] = max(found.own.get(module, 0), top[1])
-    out_leaves, out_spec = pytree.tree_flatten(out)
+    out_leaves, out_spec = pytree.tree_flatten(opened(out))
     found.result = (
         str(out_spec),
         tuple(labels.get(_place(x)) if isinstance(x, Tensor) else repr(x) for x in out_leaves),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from linrec.capture.loops import Carried, Counter, Local, Loop, LoopFinder, Outer, leaves_of, tree_map_leaves
-from linrec.capture.normalize import emit, shape_of, size_expr, value
+from linrec.ir.nodes import emit, shape_of, size_expr, value
 from linrec.ir.scan import Scan, is_random
 from linrec.ir.timeaxis import counter, steps, unsteps
 

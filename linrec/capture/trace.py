@@ -30,9 +30,10 @@ from torch.utils import _pytree as pytree
 from linrec.capture.autocast import has_regions, mark_casts, protect_casts, write_casts
 from linrec.capture.autograd_function import opaque_autograd_functions
 from linrec.capture.functionalize import functionalize
-from linrec.ir.location import USER_FRAME, is_library, location, note
+from linrec.capture.grad_modes import inline_grad_modes
+from linrec.ir.location import USER_FRAME, is_library, note
 from linrec.ir.obstruction import Refused, refuse
-from linrec.ir.scan import fresh_name
+from linrec.ir.results import opened
 from linrec.ops.precision import is_autocast, no_autocast
 
 
@@ -220,7 +221,7 @@ class _Flat(nn.Module):
             flat: list[Tensor] = []
 
             def slots(value: Any, what: str) -> tuple[list[Any], Any]:
-                leaves, spec = pytree.tree_flatten(value)
+                leaves, spec = pytree.tree_flatten(opened(value))
                 marked: list[Any] = []
                 for leaf in leaves:
                     if isinstance(leaf, Tensor):
@@ -261,60 +262,6 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _inline_grad_modes(program: Any) -> None:
-    """Replace ``no_grad`` regions by their operators with every result detached: the same values and gradients.
-
-    Decomposition would drop the region and let gradient flow through it.
-    """
-    _inline_in(program.graph_module)
-    program.graph_module.recompile()
-
-
-def _inline_in(graph_module: fx.GraphModule) -> None:
-    hop = torch.ops.higher_order.wrap_with_set_grad_enabled
-    for node in list(graph_module.graph.nodes):
-        if node.op != "call_function":
-            continue
-        if node.target is torch.ops.higher_order.wrap_with_autocast:
-            region = graph_module.get_submodule(str(node.args[4].target))
-            assert isinstance(region, fx.GraphModule)
-            _inline_in(region)
-            region.recompile()
-        if node.target is not hop:
-            continue
-        enabled, body, *operands = node.args
-        if enabled:
-            raise refuse("LR014", "forward switches gradient on while it is off outside.", location(node))
-        sub = graph_module.get_submodule(str(body.target))
-        assert isinstance(sub, fx.GraphModule)
-        _inline_in(sub)
-        with graph_module.graph.inserting_before(node):
-            env = dict(zip([n for n in sub.graph.nodes if n.op == "placeholder"], operands, strict=True))
-            results: Any = ()
-            for inner in sub.graph.nodes:
-                if inner.op == "output":
-                    results = fx.map_arg(inner.args[0], lambda n, env=env: env[n])
-                elif inner.op == "get_attr":
-                    name = fresh_name(graph_module, f"{body.target}_{inner.target}".replace(".", "_"))
-                    graph_module.add_module(name, sub.get_submodule(str(inner.target)))
-                    env[inner] = graph_module.graph.get_attr(name)
-                elif inner.op != "placeholder":
-                    env[inner] = graph_module.graph.node_copy(inner, lambda n, env=env: env[n])
-            final = []
-            for value in results:
-                if not enabled and isinstance(value, fx.Node) and isinstance(value.meta.get("val"), Tensor):
-                    detached = graph_module.graph.call_function(torch.ops.aten.detach.default, (value,))
-                    detached.meta = dict(value.meta)
-                    final.append(detached)
-                else:
-                    final.append(value)
-        for user in list(node.users):
-            if user.op == "call_function" and user.target.__name__ == "getitem":
-                user.replace_all_uses_with(final[user.args[1]])
-                graph_module.graph.erase_node(user)
-        graph_module.graph.erase_node(node)
-
-
 def _mutates(graph: fx.Graph) -> bool:
     """Whether an operator writes into a tensor."""
     schemas = (getattr(n.target, "_schema", None) for n in graph.nodes if n.op == "call_function")
@@ -345,7 +292,7 @@ def trace(module: nn.Module, forward: Any, spec: Any, leaves: Sequence[Any], dyn
             try:
                 program = torch.export.export(flat, (tensors,), dynamic_shapes=(list(dynamic),), strict=False)
                 literals = _literals(program)
-                _inline_grad_modes(program)
+                inline_grad_modes(program.graph_module)
                 mixed = is_autocast() or has_regions(program.graph_module)
                 if mixed:
                     protect_casts(program.graph_module)
@@ -427,7 +374,7 @@ def _this_thread_only() -> Iterator[None]:
 
 def _uncached_shapes() -> contextlib.AbstractContextManager[Any]:
     """Let every operator's result shape be computed: torch keeps them by shape, and with symbolic sizes, which are new
-    in every trace, it takes longer to fill its table than the table saves (a fifth of a first call)."""
+    in every trace, it takes longer to fill its table than the table saves."""
     config: Any = torch._dynamo.config
     return cast("contextlib.AbstractContextManager[Any]", config.patch(fake_tensor_cache_enabled=False))
 

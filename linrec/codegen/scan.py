@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from linrec.codegen import arrangement, contraction, pointwise, toolchain
 from linrec.codegen.adjoint import Wanted, differentiable
@@ -26,6 +25,7 @@ from linrec.ir.extension import PASSING
 from linrec.ir.scan import step_shapes
 from linrec.ir.sizes import hint
 from linrec.ops.opaque import Opaque, Shape
+from linrec.ops.plain import are_plain, unwatched
 from linrec.ops.precision import own_precision
 
 _RULES = (arrangement, contraction, pointwise)  # imported for the rules that they register
@@ -253,24 +253,11 @@ def _mode() -> str:
 
 def _plain(values: Sequence[Any]) -> bool:
     """Whether all are numbers or plain tensors in memory, with nothing watching torch's operators."""
-    if torch.compiler.is_compiling() or _mode() == "off" or not toolchain.available():
+    if _mode() == "off" or not toolchain.available() or torch.is_autocast_enabled("cpu") or not unwatched():
         return False
-    if _get_current_dispatch_mode() or torch._C._get_tracing_state() or torch.is_autocast_enabled("cpu"):
-        return False
-    if torch.autograd.forward_ad._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None:
-        return False
-    return all(_is_plain(x) for x in values)
-
-
-def _is_plain(x: Any) -> bool:
-    if not isinstance(x, Tensor):
-        return isinstance(x, (bool, int, float))
-    if type(x) is not Tensor and type(x) is not nn.Parameter:
-        return False
-    functorch = torch._C._functorch
-    if functorch.is_functorch_wrapped_tensor(x) or functorch.is_legacy_batchedtensor(x):
-        return False
-    return x.device.type == "cpu" and x.layout == torch.strided
+    tensors = [x for x in values if isinstance(x, Tensor)]
+    numbers = all(isinstance(x, (bool, int, float, Tensor)) for x in values)
+    return numbers and are_plain(tensors, ("cpu",))
 
 
 class _Loop(torch.autograd.Function):

@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 
 from linrec.api import parallelize, report
 from linrec.capture.probe import resize
+from linrec.ir.results import leaves_of_result
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ def _step(model: Any, leaves: Sequence[Any], spec: Any) -> float:
     fresh = [x.detach().clone().requires_grad_(x.is_floating_point()) if isinstance(x, Tensor) else x for x in leaves]
     args, kwargs = pytree.tree_unflatten(fresh, spec)
     begin = time.perf_counter()
-    results = [x for x in pytree.tree_leaves(_plain(model(*args, **kwargs))) if isinstance(x, Tensor)]
+    results = [x for x in leaves_of_result(_plain(model(*args, **kwargs))) if isinstance(x, Tensor)]
     terms = [x.real.square().mean() for x in results if x.requires_grad and (x.is_floating_point() or x.is_complex())]
     if not terms:
         raise ValueError("no result of the model can be differentiated")

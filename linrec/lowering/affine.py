@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, fx
 
 from linrec.analysis.polynomial import Axis, Index, Monomial, NoRule, Polynomial
-from linrec.capture.normalize import shape_of
+from linrec.ir.nodes import shape_of
 from linrec.ir.recurrence import LinearRecurrence
 from linrec.lowering.cost import Work
 from linrec.lowering.emission import Emitter

@@ -18,7 +18,7 @@ from torch import Tensor, fx
 from linrec.analysis.polynomial import Axes, Factor, Monomial
 from linrec.analysis.readout import Readout
 from linrec.analysis.rules import Algebra
-from linrec.capture.normalize import value
+from linrec.ir.nodes import value
 from linrec.ir.recurrence import LinearRecurrence
 from linrec.ir.sizes import hint
 from linrec.lowering.cost import Work

@@ -11,7 +11,7 @@ from torch import Tensor, fx
 
 from linrec.analysis.polynomial import Factor, Index, Monomial
 from linrec.analysis.rules import Algebra
-from linrec.capture.normalize import value
+from linrec.ir.nodes import value
 from linrec.ir.recurrence import LinearRecurrence
 from linrec.ir.sizes import hint
 from linrec.lowering.cost import Work

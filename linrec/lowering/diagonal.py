@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, fx
 
 from linrec.analysis.polynomial import Monomial
-from linrec.capture.normalize import value
+from linrec.ir.nodes import value
 from linrec.ir.recurrence import LinearRecurrence
 from linrec.lowering.cost import Work
 from linrec.lowering.registry import Lowering, Site, coefficients, is_inexact, register, state_bytes, state_size

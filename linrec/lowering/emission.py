@@ -15,7 +15,7 @@ from torch import fx
 from linrec.analysis.polynomial import Axes, Axis, Factor, Index, Monomial, NoRule
 from linrec.analysis.rules import Algebra
 from linrec.analysis.vectorize import Vectorizer
-from linrec.capture.normalize import size_expr, value
+from linrec.ir.nodes import size_expr, value
 
 aten = torch.ops.aten
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from linrec.capture.normalize import value
+from linrec.ir.nodes import value
 from linrec.ir.recurrence import LinearRecurrence
 from linrec.lowering.attention import Form, query_of, result_of, summed_dims, tensor_of
 from linrec.lowering.cost import Work

@@ -15,8 +15,8 @@ from torch import Tensor, fx, nn
 from linrec.analysis.polynomial import Axes, Monomial
 from linrec.analysis.readout import Readout
 from linrec.analysis.vectorize import Vectorizer
-from linrec.capture.normalize import value
 from linrec.ir.extension import enter
+from linrec.ir.nodes import value
 from linrec.ir.recurrence import REFERENCE_LENGTH, LinearRecurrence
 from linrec.ir.scan import fresh_name
 from linrec.ir.sizes import element_count

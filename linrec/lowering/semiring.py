@@ -9,7 +9,7 @@ from torch import Tensor, fx
 
 from linrec.analysis.semiring import SemiringRecurrence
 from linrec.analysis.vectorize import Steps
-from linrec.capture.normalize import value
+from linrec.ir.nodes import value
 from linrec.lowering.registry import Site
 from linrec.lowering.semirings import SCANS
 from linrec.ops.opaque import opaque, states_shape

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ._dtypes import in_old_vmap
 from .convolution import good_fft_size
+from .plain import are_plain, unwatched
 
 _NEAR = 1 << 22
 """Bytes of a block of spectra: what the last cache holds beside the kernels' own."""
@@ -19,11 +20,7 @@ _SMALL = 1 << 15
 
 def applies(kernel: Tensor, u: Tensor) -> bool:
     """Whether operands are real and plain tensors on a CPU, watched by nothing but first derivatives."""
-    if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
-        return False
-    if torch.autograd.forward_ad._current_level >= 0 or torch.utils._python_dispatch._get_current_dispatch_mode():
-        return False
-    plain = all(type(x) in (Tensor, torch.nn.Parameter) and x.device.type == "cpu" for x in (kernel, u))
+    plain = unwatched() and are_plain((kernel, u), ("cpu",))
     return plain and kernel.dtype in (torch.float32, torch.float64) and u.numel() > 0 and kernel.numel() > 0
 
 

@@ -11,6 +11,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from .plain import are_plain, unwatched
 from .powers import impulse_response
 
 _ENTRIES = 16
@@ -99,13 +100,10 @@ def _equal(a: Tensor, b: Tensor) -> bool:
 
 def _constant(A: Tensor, B: Tensor) -> bool:
     """Whether no derivative is taken by the matrices and they can be compared: plain tensors in the CPU's memory."""
-    if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
-        return False
-    if torch.autograd.forward_ad._current_level >= 0 or torch.utils._python_dispatch._get_current_dispatch_mode():
+    if not unwatched() or not are_plain((A, B), ("cpu",)):
         return False
     moving = torch.is_grad_enabled() and (A.requires_grad or B.requires_grad)
-    plain = all(isinstance(x, Tensor) and x.device.type == "cpu" and not x.is_inference() for x in (A, B))
-    return plain and not moving and A.dtype == B.dtype and type(A) in (Tensor, torch.nn.Parameter)
+    return not moving and A.dtype == B.dtype and not A.is_inference() and not B.is_inference()
 
 
 def _touch(entry: _Entry) -> None:

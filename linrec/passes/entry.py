@@ -14,10 +14,10 @@ from linrec.analysis.equation import equation, joined, unproved
 from linrec.analysis.rules import RULES
 from linrec.analysis.semiring import SemiringRecurrence
 from linrec.analysis.stategraph import Component, components, dependencies
-from linrec.capture.normalize import value
 from linrec.ir.formula import Equation
 from linrec.ir.location import location, places
 from linrec.ir.names import operator_name, state_names, value_name
+from linrec.ir.nodes import value
 from linrec.ir.readable import readable
 from linrec.ir.recurrence import REFERENCE_LENGTH, Estimate, LinearRecurrence, LoopView, Recurrence
 from linrec.ir.scan import Scan, scan_nodes, scan_of

@@ -15,7 +15,7 @@ from linrec.analysis.semiring import SemiringRecurrence, semiring_of
 from linrec.analysis.stategraph import components
 from linrec.analysis.structure import recurrence_of
 from linrec.analysis.vectorize import NotVectorisable, Vectorizer
-from linrec.capture.normalize import value
+from linrec.ir.nodes import value
 from linrec.ir.obstruction import Obstruction
 from linrec.ir.recurrence import Estimate, LinearRecurrence, Recurrence
 from linrec.ir.scan import scan_nodes, scan_of

@@ -13,10 +13,10 @@ import torch
 from torch import fx, nn
 
 from linrec.analysis.stategraph import components
-from linrec.capture.normalize import emit, shape_of, value
 from linrec.codegen import CompiledScan, supported
 from linrec.ir.extension import REGISTERED
 from linrec.ir.names import operator_name
+from linrec.ir.nodes import emit, shape_of, value
 from linrec.ir.recurrence import Recurrence
 from linrec.ir.scan import is_random, scan_nodes, scan_of
 from linrec.ir.sizes import element_count

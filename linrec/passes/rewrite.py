@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from linrec.capture.normalize import value
+from linrec.ir.nodes import value
 from linrec.ir.scan import Scan, fresh_name, scan_of
 
 

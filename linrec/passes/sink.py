@@ -12,7 +12,7 @@ import torch
 from torch import fx
 
 from linrec.analysis.vectorize import is_pointwise
-from linrec.capture.normalize import emit, shape_of, value
+from linrec.ir.nodes import emit, shape_of, value
 from linrec.ir.scan import scan_nodes, scan_of
 from linrec.ir.sizes import element_count
 from linrec.ir.timeaxis import steps
@@ -225,31 +225,17 @@ def _write(step: fx.Graph, before: fx.Node, node: fx.Node, dim: int, placed: dic
         order = list(range(rank))
         i, j = (d % rank for d in node.args[1:])
         order[i], order[j] = order[j], order[i]
-        return _written(step, before, node, aten.permute.default, (args[0], _without(order, dim)), {})
+        return emit(step, before, aten.permute.default, (args[0], _without(order, dim)), node)
     elif node.target is aten.permute.default:
-        return _written(step, before, node, node.target, (args[0], _without([d % rank for d in node.args[1]], dim)), {})
+        return emit(step, before, node.target, (args[0], _without([d % rank for d in node.args[1]], dim)), node)
     elif node.target is aten.select.int:
         at = node.args[1] % (rank + 1)
         args = (args[0], at - (dim + (at <= dim) < at), node.args[2])
     kwargs = fx.map_arg(node.kwargs, placed.__getitem__)
-    return _written(step, before, node, node.target, tuple(args), dict(kwargs))
+    return emit(step, before, node.target, tuple(args), node, dict(kwargs))
 
 
 def _without(order: list[int], dim: int) -> list[int]:
     """A permutation without the dimension that becomes `dim`."""
     gone = order[dim]
     return [d - (d > gone) for k, d in enumerate(order) if k != dim]
-
-
-def _written(
-    step: fx.Graph, before: fx.Node, like: fx.Node, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> fx.Node:
-    with step.inserting_before(before):
-        new = step.call_function(target, args, kwargs)
-    for key in ("stack_trace", "nn_module_stack", "custom"):
-        if key in like.meta:
-            new.meta[key] = like.meta[key]
-    fake_args, fake_kwargs = fx.map_arg((args, kwargs), lambda n: n.meta["val"])
-    with value(like).fake_mode:
-        new.meta["val"] = target(*fake_args, **fake_kwargs)
-    return new

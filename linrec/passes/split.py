@@ -12,9 +12,9 @@ from torch import Tensor, fx
 from linrec.analysis.readout import Readout, readout_of, sums_over_state
 from linrec.analysis.stategraph import Component, components, dependencies
 from linrec.analysis.structure import recurrence_of
-from linrec.capture.normalize import emit, value
 from linrec.ir.location import location
 from linrec.ir.names import operator_name, state_names, user_name
+from linrec.ir.nodes import emit, value
 from linrec.ir.recurrence import LinearRecurrence, Recurrence
 from linrec.ir.scan import scan_nodes
 from linrec.ir.sizes import element_count

@@ -16,12 +16,13 @@ from torch.utils import _pytree as pytree
 from linrec.capture.autograd_function import restore_autograd_functions
 from linrec.capture.discover import SHORT, TimeAxis, find_time
 from linrec.capture.generalize import generalize
-from linrec.capture.normalize import normalize, shape_of, value
+from linrec.capture.normalize import normalize
 from linrec.capture.probe import READS_REQUIRES_GRAD, attribute_reads, record, resize, undone
 from linrec.capture.reroll import reroll
 from linrec.capture.trace import Trace, trace
 from linrec.ir.extension import Extension
 from linrec.ir.location import location
+from linrec.ir.nodes import shape_of, value
 from linrec.ir.obstruction import Obstruction, Refused, refuse
 from linrec.ir.recurrence import Recurrence
 from linrec.ir.scan import is_random, scan_nodes, scan_of

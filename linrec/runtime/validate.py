@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 from linrec.capture.probe import count_calls, resize, undone
 from linrec.codegen import CompiledScan, torch_forms
 from linrec.ir.obstruction import Obstruction, refuse
+from linrec.ir.results import leaves_of_result
 from linrec.ops.precision import no_autocast
 from linrec.runtime.plan import Plan, lookup
 
@@ -211,9 +212,9 @@ def _outcome(
                 # In-place writes into inputs need non-leaf tensors; gradients are taken with respect to the leaves.
                 used = [x * 1 if isinstance(x, Tensor) and x.requires_grad else x for x in leaves]
                 out = run(plan, module, forward, spec, used)
-                found: dict[str, Any] = {f"result {i}": x for i, x in enumerate(pytree.tree_leaves(out))}
+                found: dict[str, Any] = {f"result {i}": x for i, x in enumerate(leaves_of_result(out))}
                 for path, name, _, _ in plan.attributes:
-                    values = pytree.tree_leaves(getattr(module.get_submodule(path), name))
+                    values = leaves_of_result(getattr(module.get_submodule(path), name))
                     found |= {f"attribute {name!r} ({i})": x for i, x in enumerate(values)}
                 found |= {f"input {i} after the call": x for i, x in enumerate(used)}
                 for kind, what in plan.outputs:
@@ -334,7 +335,7 @@ def _truth(module: nn.Module, forward: Any, spec: Any, leaves: Sequence[Any]) ->
             _attributes_in_double(module),
             in_double(),
         ):
-            return pytree.tree_leaves(forward(*args, **kwargs))
+            return leaves_of_result(forward(*args, **kwargs))
     except Exception:  # what the user's code raises in another precision is no fault of the plan
         return None
 
@@ -374,7 +375,7 @@ def check_length(
         except Exception as error:  # a plan that cannot run must not take the model with it
             return Obstruction("LR010", "", f"at length {length} the rewritten graph fails: {error}.")
         truth = _truth(module, forward, spec, plain) if plan.mixed else None
-    results = [pytree.tree_leaves(x) for x in (found.output, ours)]
+    results = [leaves_of_result(x) for x in (found.output, ours)]
     for i, (a, b) in enumerate(zip(*results, strict=True)):
         if plan.mixed:
             problem = worse(truth[i], a, b) if truth is not None else None

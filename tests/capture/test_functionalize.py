@@ -149,6 +149,7 @@ def test_random_programs_keep_values_and_gradients(seed: int) -> None:
 
 
 HANDLED = [
+    "a = x * c\na.add_(torch.ones(4))\nreturn [a]",
     "a = x * c\nv = a.view(-1)\na.add_(1.0)\nreturn [v]",
     "a = x * c\nv = a[:, 1]\nv.mul_(2.0)\nw = a.transpose(0, 1)\nw[0].add_(v)\nreturn [a, v, w]",
     "a = torch.zeros_like(x)\np, q, r, s = a.unbind(-1)\na.add_(1.0)\na[..., 1] = p + r\nreturn [a, p, q * c, r]",
@@ -161,9 +162,11 @@ HANDLED = [
 LEFT = {
     "an input": "with torch.no_grad():\n    x.add_(1.0)\nreturn [x * c]",
     "through detach": "a = x * c\na.detach().add_(1.0)\nreturn [a]",
-    "another dtype": "a = x * c\na.add_(torch.ones(4))\nreturn [a]",
+    "another dtype": "a = (x * c).float()\na.add_(x)\nreturn [a]",
     "another shape": "a = x * c\na.unsqueeze_(1)\nreturn [a]",
     "a comparison": "a = x * c\na.gt_(0.5)\nreturn [a]",
+    "a comparison by another name": "a = x * c\na.greater_equal_(0.5)\nreturn [a]",
+    "a logical operator": "a = x * c\na.logical_and_(x)\nreturn [a]",
     "a random operator": "a = x * c\na.bernoulli_(0.5)\nreturn [a]",
     "an output argument": "a = x * c\nwith torch.no_grad():\n    torch.add(x, x, out=a)\nreturn [a]",
 }

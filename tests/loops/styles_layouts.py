@@ -183,9 +183,9 @@ class Result:
     last: Tensor | None = None
 
 
-@ENTRIES.add(btd(D), "sequential")
+@ENTRIES.add(btd(D))
 class DataclassOut(nn.Module):
-    """Defined here, unknown to pytree: it may do anything when it is made, so the loop stays as it is."""
+    """Defined here, unknown to pytree."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,0 +1,68 @@
+"""Nodes of graphs and their traced values: what a node holds, in which shape, and how another one is written."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx
+
+PROVENANCE = ("stack_trace", "nn_module_stack", "custom")
+"""Keys of a node's metadata that say where in the user's code it comes from."""
+
+
+def value(node: Any) -> Any:
+    """The traced value (a FakeTensor or a number) of a node."""
+    return node.meta.get("val") if isinstance(node, fx.Node) else node
+
+
+def size_expr(size: Any) -> Any:
+    """A size as an int, or as a sympy expression of the symbolic sizes."""
+    if isinstance(size, torch.SymInt):
+        expr = size.node.expr
+        return int(expr) if expr.is_number else expr
+    return int(size)
+
+
+def shape_of(node: fx.Node) -> tuple[Any, ...]:
+    """The shape of a node's value: ints and sympy expressions."""
+    return tuple(size_expr(s) for s in value(node).shape)
+
+
+def emit(
+    graph: fx.Graph,
+    before: fx.Node,
+    target: Callable[..., Any],
+    args: tuple[Any, ...],
+    like: fx.Node,
+    kwargs: dict[str, Any] | None = None,
+    val: Any = None,
+) -> fx.Node:
+    """Insert a call before a node, with the stack trace of `like` and its value: `val`, or what the call makes of the
+    fake arguments."""
+    kwargs = kwargs or {}
+    with graph.inserting_before(before):
+        new = graph.call_function(target, args, kwargs)
+    new.meta = {key: like.meta[key] for key in PROVENANCE if key in like.meta}
+    new.meta["val"] = faked(graph, target, args, kwargs) if val is None else val
+    return new
+
+
+def faked(graph: fx.Graph, target: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What a call makes of the values of its arguments."""
+    fake_args, fake_kwargs = fx.map_arg((args, kwargs), lambda n: n.meta["val"])
+    with fake_mode(graph, (fake_args, fake_kwargs)):
+        return target(*fake_args, **fake_kwargs)
+
+
+def fake_mode(graph: fx.Graph, fake: Any = ()) -> Any:
+    """The fake mode of some values, or of the graph's inputs."""
+    for v in (
+        *torch.utils._pytree.tree_leaves(fake),
+        *(n.meta.get("val") for n in graph.nodes if n.op == "placeholder"),
+    ):
+        if hasattr(v, "fake_mode"):
+            return v.fake_mode
+    return contextlib.nullcontext()

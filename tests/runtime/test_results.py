@@ -1,0 +1,107 @@
+"""What forward returns: dataclasses that torch does not know, and what is left alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+import linrec
+from linrec.ir.results import leaves_of_result, opened
+
+
+@dataclass
+class States:
+    all: Tensor
+    last: Tensor | None = None
+    calls: int = 1
+
+
+@dataclass(frozen=True)
+class Output:
+    """Frozen, with a dataclass and a list inside, made from what it is given."""
+
+    states: States
+    extra: list[Any] = field(default_factory=list)
+    made: int = field(init=False, default=0)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "made", self.made + 1)
+
+
+@dataclass(slots=True)
+class Slotted:
+    y: Tensor
+
+
+class Noted(States):
+    """Not a dataclass of its own; but its fields are all it holds."""
+
+    def __init__(self, y: Tensor) -> None:
+        super().__init__(y)
+        self.note = "more than the fields"
+
+
+class Leaky(nn.Module):
+    def __init__(self, wrap: Any) -> None:
+        super().__init__()
+        self.a = nn.Parameter(torch.rand(3))
+        self.wrap = wrap
+
+    def forward(self, x: Tensor) -> Any:
+        h, out = torch.zeros_like(x[:, 0]), []
+        for t in range(x.shape[1]):
+            h = self.a * h + x[:, t]
+            out.append(h)
+        return self.wrap(torch.stack(out, 1), h)
+
+
+def nested(y: Tensor, h: Tensor) -> Any:
+    return Output(States(y, h), [y * 2, "text"])
+
+
+def check(wrap: Any) -> Any:
+    """The parallel model's result, held against the loop's, with gradients."""
+    model = linrec.parallelize(Leaky(wrap))
+    model(torch.randn(2, 9, 3))
+    assert linrec.report(model).parallel
+    x = torch.randn(3, 12, 3, requires_grad=True)
+    found, expected = model(x), Leaky.forward(model, x)
+    mine, theirs = leaves_of_result(found), leaves_of_result(expected)
+    assert [type(a) for a in mine] == [type(b) for b in theirs]
+    for a, b in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(a, b) if isinstance(a, Tensor) else None
+        assert isinstance(a, Tensor) or a == b
+    grads = [torch.autograd.grad(sum(y.sum() for y in ys if isinstance(y, Tensor)), x)[0] for ys in (mine, theirs)]
+    torch.testing.assert_close(*grads)
+    return found
+
+
+def test_dataclasses() -> None:
+    found = check(nested)
+    assert type(found) is Output and type(found.states) is States
+    assert found.made == 1 and found.extra[1] == "text" and found.states.calls == 1
+    assert type(check(lambda y, h: Slotted(y))) is Slotted
+    assert type(check(lambda y, h: {"a": (States(y), h)})["a"][0]) is States
+
+
+def test_the_class_stays_unknown_to_torch() -> None:
+    check(nested)
+    output = nested(torch.ones(1), torch.ones(1))
+    assert pytree.tree_leaves(output) == [output]
+
+
+def test_what_holds_more_than_its_fields_is_left_alone() -> None:
+    model = linrec.parallelize(Leaky(lambda y, h: Noted(y)))
+    found = model(torch.randn(2, 9, 3))
+    assert type(found) is Noted and found.note == "more than the fields"
+    assert [o.id for o in linrec.report(model).obstructions] == ["LR002"]
+
+
+def test_what_is_no_dataclass_stays_the_same_object() -> None:
+    result = {"a": [torch.ones(1)], "b": None}
+    assert opened(result) is result
+    assert opened(States) is States
