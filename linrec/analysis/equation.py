@@ -71,6 +71,10 @@ MAX_TERMS = 6
 """An update with more terms is shown as one transition and one drive."""
 
 
+_FUNCTIONS = {"real": "Re", "imaginary": "Im", "inverse": "inv"}
+_CONSTANTS = {"cosine": "cos", "sine": "sin", "triangle": "tri"}
+
+
 class _NoMatrixForm(Exception):
     """The term is no chain of matrices and vectors."""
 
@@ -172,19 +176,24 @@ class _Writer:
         kind = factor.atom.kind
         if kind == "state":
             return self._state(factor), False
-        if kind == "selection":
-            return Symbol(self._selection(factor)), False
+        if factor.atom.node is None:
+            return Symbol(self._constant(factor)), False
         symbol, turned = self.labels.of(factor.atom.node, role)
         if kind == "reciprocal":
             return symbol**-1, turned
+        if kind in _FUNCTIONS:
+            return Symbol(f"{_FUNCTIONS[kind]}({to_text(symbol)})"), turned
         if kind in ("position", "wrapped position"):
             return Symbol(f"onehot({to_text(symbol)})"), False
         if kind in ("mask", "unmask"):
             return Symbol(f"[{'not ' if kind == 'unmask' else ''}{to_text(symbol)}]"), turned
         return symbol, turned
 
-    def _selection(self, factor: Factor) -> str:
-        """A constant matrix of zeros and ones is called P, or P1, P2, ... where there are several."""
+    def _constant(self, factor: Factor) -> str:
+        """A constant matrix of zeros and ones is called P, or P1, P2, ... where there are several; those of cosines and
+        sines cos and sin."""
+        if factor.atom.kind != "selection":
+            return _CONSTANTS[factor.atom.kind]
         found = [f.atom for p in self.recurrence.updates for m in p.terms for f in m.of_kind("selection")]
         atoms = list(dict.fromkeys(found))
         return "P" if len(atoms) == 1 else f"P{atoms.index(factor.atom) + 1}"

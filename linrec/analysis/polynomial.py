@@ -29,9 +29,11 @@ class Atom:
 
     ``kind`` is "value" (state-free), "state" (a carry), "reciprocal" (1 / value), "mask" or "unmask" (1 where a boolean
     value holds, or does not), "position" (a last dimension of ``columns``, 1 where the column is the value, an
-    integer; "wrapped position" where negative ones count from the end), "opaque" (depends on the state through an
-    operator without a rule), or "selection": no node but a constant matrix, 1 where the column is ``rows[row]`` of
-    ``columns``, else 0.
+    integer; "wrapped position" where negative ones count from the end), "real" or "imaginary" (a part of a complex
+    value), "inverse" (of matrices), or "opaque" (depends on the state through an operator without a rule). Others have
+    no node and are constant matrices: "selection", 1 where the column is ``rows[row]`` of ``columns``, else 0;
+    "triangle", 1 where ``column - row <= rows[0]``; "cosine" and "sine" of ``2 pi row column / columns``, with some
+    columns twice where `rows` is not 0 (see `linrec.analysis.fourier`).
     """
 
     kind: str
@@ -42,14 +44,26 @@ class Atom:
     @property
     def name(self) -> str:
         """A name by which atoms are ordered and told apart."""
-        return str(self.node.name) if self.node is not None else f"select{self.columns}{self.rows}"
+        return str(self.node.name) if self.node is not None else f"{self.kind}{self.columns}{self.rows}"
 
     def __repr__(self) -> str:
         if self.node is None:
             return self.name
-        marks = {"value": "", "state": "", "reciprocal": "1/", "mask": "?", "unmask": "!", "opaque": "~"}
-        mark = marks.get(self.kind, "@")
+        mark = _MARKS.get(self.kind, "@")
         return f"{mark}{self.node.name}"
+
+
+_MARKS = {
+    "value": "",
+    "state": "",
+    "reciprocal": "1/",
+    "mask": "?",
+    "unmask": "!",
+    "opaque": "~",
+    "real": "Re ",
+    "imaginary": "Im ",
+    "inverse": "inv ",
+}
 
 
 def selection_atom(rows: tuple[int, ...], columns: int) -> Atom:

@@ -242,7 +242,8 @@ def _unsqueeze_at(p: Polynomial, position: int) -> Polynomial:
     return Polynomial(tuple(axes), p.terms)
 
 
-def _matmul(algebra: Algebra, a: Polynomial, b: Polynomial) -> Polynomial:
+def matmul(algebra: Algebra, a: Polynomial, b: Polynomial) -> Polynomial:
+    """The product of two tensors as `torch.matmul` has it: vectors, matrices, or batches of matrices that broadcast."""
     space = algebra.space
     row, column = a.rank == 1, b.rank == 1
     a = _unsqueeze_at(a, 0) if row else a
@@ -259,7 +260,7 @@ def _matmul(algebra: Algebra, a: Polynomial, b: Polynomial) -> Polynomial:
 
 @rule(aten.matmul.default, aten.mm.default, aten.bmm.default, aten.mv.default, aten.dot.default)
 def _mm(algebra: Algebra, node: fx.Node, a: Any, b: Any) -> Polynomial:
-    return _matmul(algebra, a, b)
+    return matmul(algebra, a, b)
 
 
 @rule(aten.outer.default)
@@ -269,14 +270,14 @@ def _outer(algebra: Algebra, node: fx.Node, a: Any, b: Any) -> Polynomial:
 
 @rule(aten.linear.default)
 def _linear(algebra: Algebra, node: fx.Node, x: Any, weight: Any, bias: Any = None) -> Polynomial:
-    result = _matmul(algebra, x, algebra.space.permute(weight, range(weight.rank)[::-1]))
+    result = matmul(algebra, x, algebra.space.permute(weight, range(weight.rank)[::-1]))
     return result if bias is None else algebra.space.add(result, bias)
 
 
 @rule(aten.addmm.default, aten.baddbmm.default, aten.addmv.default, aten.addbmm.default)
 def _addmm(algebra: Algebra, node: fx.Node, c: Any, a: Any, b: Any, beta: Any = 1, alpha: Any = 1) -> Polynomial:
     space = algebra.space
-    product = _matmul(algebra, a, b)
+    product = matmul(algebra, a, b)
     if node.target is aten.addbmm.default:
         product = space.contract(product, [0])
     return space.add(space.scale(product, alpha), c, beta)
@@ -321,6 +322,14 @@ def _sum(algebra: Algebra, node: fx.Node, a: Any, dims: Any, keepdim: bool = Fal
 @rule(aten.sum.default)
 def _sum_all(algebra: Algebra, node: fx.Node, a: Any, dtype: Any = None) -> Polynomial:
     return algebra.space.contract(a, list(range(a.rank))) if a.rank else a
+
+
+@rule(aten.mean.default)
+def _mean_all(algebra: Algebra, node: fx.Node, a: Any, dtype: Any = None) -> Polynomial:
+    count = algebra.space.size(tuple(i for axis in a.axes for i in axis))
+    if not isinstance(count, int):
+        raise NoRule("a mean over a symbolic size")
+    return algebra.space.scale(_sum_all(algebra, node, a), 1 / count)
 
 
 @rule(

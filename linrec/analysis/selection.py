@@ -24,7 +24,7 @@ def select_rows(algebra: Algebra, p: Polynomial, dim: int, rows: Sequence[int]) 
     """The tensor whose element i along a dimension is element rows[i] of `p`, or 0 where that is -1."""
     space = algebra.space
     dim %= p.rank
-    size = _size(algebra, p, dim)
+    size = size_of(algebra, p, dim)
     if len(rows) > MAX_ROWS or size > MAX_ROWS:
         raise NoRule("a selection from a long axis")
     shape = [space.size(axis) for axis in p.axes]
@@ -47,7 +47,8 @@ def select_rows(algebra: Algebra, p: Polynomial, dim: int, rows: Sequence[int]) 
     return space.collect(tuple(axes), terms)
 
 
-def _size(algebra: Algebra, p: Polynomial, dim: int) -> int:
+def size_of(algebra: Algebra, p: Polynomial, dim: int) -> int:
+    """The number of elements of a dimension; NoRule where it is symbolic."""
     size = algebra.space.size(p.axes[dim])
     if not isinstance(size, int):
         raise NoRule("positions along a symbolic axis")
@@ -73,12 +74,12 @@ def _slice(
 ) -> Polynomial:
     if not all(x is None or isinstance(x, int) for x in (start, end)):
         raise NoRule("a slice at a symbolic position")
-    return select_rows(algebra, a, dim, range(*slice(start, end, step).indices(_size(algebra, a, dim))))
+    return select_rows(algebra, a, dim, range(*slice(start, end, step).indices(size_of(algebra, a, dim))))
 
 
 @rule(aten.narrow.default)
 def _narrow(algebra: Algebra, node: fx.Node, a: Any, dim: int, start: Any, length: Any) -> Polynomial:
-    start %= _size(algebra, a, dim)
+    start %= size_of(algebra, a, dim)
     return select_rows(algebra, a, dim, range(start, start + length))
 
 
@@ -86,24 +87,24 @@ def _narrow(algebra: Algebra, node: fx.Node, a: Any, dim: int, start: Any, lengt
 def _select(algebra: Algebra, node: fx.Node, a: Any, dim: int, index: Any) -> Polynomial:
     if not isinstance(index, int):
         raise NoRule("an element at a symbolic position")
-    picked = select_rows(algebra, a, dim, [index % _size(algebra, a, dim)])
+    picked = select_rows(algebra, a, dim, [index % size_of(algebra, a, dim)])
     return algebra.space.reshape(picked, shape_of(node))
 
 
 @rule(aten.flip.default)
 def _flip(algebra: Algebra, node: fx.Node, a: Any, dims: Any) -> Polynomial:
     for dim in dims:
-        a = select_rows(algebra, a, dim, range(_size(algebra, a, dim))[::-1])
+        a = select_rows(algebra, a, dim, range(size_of(algebra, a, dim))[::-1])
     return a  # type: ignore[no-any-return]
 
 
 @rule(aten.roll.default)
 def _roll(algebra: Algebra, node: fx.Node, a: Any, shifts: Any, dims: Any = ()) -> Polynomial:
-    shifts, dims = _as_list(shifts), _as_list(dims)
+    shifts, dims = as_list(shifts), as_list(dims)
     if not dims:
         raise NoRule("a roll of the flattened tensor")
     for shift, dim in zip(shifts, dims, strict=True):
-        size = _size(algebra, a, dim)
+        size = size_of(algebra, a, dim)
         a = select_rows(algebra, a, dim, [(i - shift) % size for i in range(size)])
     return a  # type: ignore[no-any-return]
 
@@ -117,7 +118,7 @@ def _pad(algebra: Algebra, node: fx.Node, a: Any, padding: Any, *args: Any, **kw
     for k in range(len(padding) // 2):
         before, after = padding[2 * k], padding[2 * k + 1]
         if before or after:
-            size = _size(algebra, a, -1 - k)
+            size = size_of(algebra, a, -1 - k)
             a = select_rows(algebra, a, -1 - k, [_padded(i, size, mode) for i in range(-before, size + after)])
     return a  # type: ignore[no-any-return]
 
@@ -132,6 +133,16 @@ def _padded(i: int, size: int, mode: str) -> int:
     if mode == "reflect":
         return -i if i < 0 else 2 * (size - 1) - i
     return -1
+
+
+@rule(aten.unfold.default)
+def _unfold(algebra: Algebra, node: fx.Node, a: Any, dim: int, size: int, step: int) -> Polynomial:
+    dim %= a.rank
+    count = (size_of(algebra, a, dim) - size) // step + 1
+    taken = select_rows(algebra, a, dim, [w * step + k for w in range(count) for k in range(size)])
+    shape = [algebra.space.size(axis) for axis in a.axes]
+    windows = algebra.space.reshape(taken, [*shape[:dim], count, size, *shape[dim + 1 :]])
+    return algebra.space.permute(windows, [*(d for d in range(a.rank + 1) if d != dim + 1), dim + 1])
 
 
 @rule(aten.repeat_interleave.self_int)
@@ -157,7 +168,7 @@ def _repeat(algebra: Algebra, node: fx.Node, a: Any, repeats: Any) -> Polynomial
 @rule(aten.cat.default)
 def _cat(algebra: Algebra, node: fx.Node, tensors: Any, dim: int = 0) -> Polynomial:
     parts = [t for t, shape in zip(tensors, (shape_of(n) for n in node.args[0]), strict=True) if shape != (0,)]
-    sizes = [_size(algebra, t, dim) for t in parts]
+    sizes = [size_of(algebra, t, dim) for t in parts]
     result: Polynomial | None = None
     start = 0
     for part, size in zip(parts, sizes, strict=True):
@@ -187,7 +198,7 @@ def _slice_scatter(
 ) -> Polynomial:
     if not all(x is None or isinstance(x, int) for x in (start, end)):
         raise NoRule("a slice at a symbolic position")
-    return _put(algebra, a, b, dim, range(*slice(start, end, step).indices(_size(algebra, a, dim))))
+    return _put(algebra, a, b, dim, range(*slice(start, end, step).indices(size_of(algebra, a, dim))))
 
 
 @rule(aten.select_scatter.default)
@@ -196,12 +207,12 @@ def _select_scatter(algebra: Algebra, node: fx.Node, a: Any, b: Any, dim: int, i
         raise NoRule("an element at a symbolic position")
     dim %= a.rank
     lifted = Polynomial((*b.axes[:dim], (), *b.axes[dim:]), b.terms)
-    return _put(algebra, a, lifted, dim, [index % _size(algebra, a, dim)])
+    return _put(algebra, a, lifted, dim, [index % size_of(algebra, a, dim)])
 
 
 def _put(algebra: Algebra, a: Polynomial, b: Polynomial, dim: int, at: Sequence[int]) -> Polynomial:
     """`a` with its elements at some positions along a dimension replaced by those of `b`."""
-    size = _size(algebra, a, dim)
+    size = size_of(algebra, a, dim)
     place = {i: k for k, i in enumerate(at)}
     kept = select_rows(algebra, a, dim, [-1 if i in place else i for i in range(size)])
     return algebra.space.add(kept, select_rows(algebra, b, dim, [place.get(i, -1) for i in range(size)]))
@@ -217,7 +228,7 @@ def _getitem(algebra: Algebra, node: fx.Node, source: Any, index: Any) -> Polyno
     dim = (rest[1] if len(rest) > 1 else source.kwargs.get("dim", 0)) if target is not aten.unbind.int else None
     if target is aten.unbind.int:
         dim = rest[0] if rest else source.kwargs.get("dim", 0)
-        return algebra.space.reshape(select_rows(algebra, p, dim, [index % _size(algebra, p, dim)]), shape)
+        return algebra.space.reshape(select_rows(algebra, p, dim, [index % size_of(algebra, p, dim)]), shape)
     if target not in (aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default):
         raise NoRule(f"a member of {target}")
     assert isinstance(dim, int)
@@ -226,83 +237,8 @@ def _getitem(algebra: Algebra, node: fx.Node, source: Any, index: Any) -> Polyno
     return select_rows(algebra, p, dim, range(start, start + members[index]))
 
 
-@rule(
-    aten.conv1d.default,
-    aten.conv2d.default,
-    aten.conv3d.default,
-    aten.conv1d.padding,
-    aten.conv2d.padding,
-    aten.conv3d.padding,
-    aten.convolution.default,
-)
-def _convolution(algebra: Algebra, node: fx.Node, x: Any, weight: Any, bias: Any = None, *options: Any) -> Polynomial:
-    """Output position and tap together select the input position, one selection for each spatial dimension."""
-    spatial = weight.rank - 2
-    stride, padding, dilation, groups = _options(node, spatial, options)
-    space = algebra.space
-    lead = x.rank - spatial - 1
-    shape = [space.size(axis) for axis in x.axes]
-    channels, outputs = shape[lead], space.size(weight.axes[0])
-    if groups > 1:
-        x = space.reshape(x, [*shape[:lead], groups, channels // groups, *shape[lead + 1 :]])
-        kernel = [space.size(axis) for axis in weight.axes]
-        weight = space.reshape(weight, [groups, outputs // groups, *kernel[1:]])
-    # (batch, group, out, in, positions..., taps...), every factor with size-1 axes where it does not vary.
-    out_sizes = shape_of(node)[lead + 1 :]
-    group = 1 if groups > 1 else 0
-    positions, taps, terms = [], [], list(x.terms)
-    for d in range(spatial):
-        size, tap = _size(algebra, x, x.rank - spatial + d), _size(algebra, weight, weight.rank - spatial + d)
-        places = [[o * stride[d] - padding[d] + k * dilation[d] for k in range(tap)] for o in range(int(out_sizes[d]))]
-        rows = tuple(i if 0 <= i < size else -1 for place in places for i in place)
-        if len(rows) > MAX_ROWS:
-            raise NoRule("a convolution over a long axis")
-        position, taken = space.fresh(int(out_sizes[d])), space.fresh(tap)
-        factor = Factor(selection_atom(rows, size), ((*position, *taken), x.axes[x.rank - spatial + d]))
-        terms = [Monomial(m.coefficient, (*m.factors, factor)) for m in terms]
-        positions.append(position)
-        taps.append(taken)
-    own = x.axes[:lead]
-    grouped = x.axes[lead : lead + group]
-    inner = x.axes[lead + group]
-    read = Polynomial((*own, *grouped, (), inner, *positions, *taps), tuple(terms))
-    read = space.collect(read.axes, read.terms)
-    w = weight.axes
-    kernel_axes = (*((),) * lead, *w[:group], w[group], w[group + 1], *((),) * spatial, *w[group + 2 :])
-    product = space.multiply(read, Polynomial(kernel_axes, weight.terms))
-    summed = [lead + group + 1, *range(lead + group + 2 + spatial, lead + group + 2 + 2 * spatial)]
-    result = space.reshape(space.contract(product, summed), shape_of(node))
-    if bias is None:
-        return result
-    column = Polynomial((*bias.axes, *((),) * spatial), bias.terms)
-    return space.add(result, column)
-
-
-def _options(node: fx.Node, spatial: int, options: tuple[Any, ...]) -> tuple[list[int], list[int], list[int], int]:
-    """Stride, padding, dilation and groups of a convolution; NoRule for a transposed one."""
-    names = ["stride", "padding", "dilation", "groups"]
-    if node.target is aten.convolution.default:
-        names = ["stride", "padding", "dilation", "transposed", "output_padding", "groups"]
-    given = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1, **node.kwargs}
-    given |= dict(zip(names, options, strict=False))
-    if given.get("transposed"):
-        raise NoRule("a transposed convolution")
-
-    def each(x: Any) -> list[int]:
-        values = _as_list(x)
-        return values * spatial if len(values) == 1 else values
-
-    stride, dilation = each(given["stride"]), each(given["dilation"])
-    padding = given["padding"]
-    if padding == "valid":
-        padding = 0
-    elif padding == "same":
-        reach = [d * (k - 1) for d, k in zip(dilation, shape_of(node.args[1])[2:], strict=True)]
-        padding = [r // 2 for r in reach]
-    return stride, each(padding), dilation, given["groups"]
-
-
-def _as_list(x: Any) -> list[int]:
+def as_list(x: Any) -> list[int]:
+    """An option of an operator, a number or several, as a list; NoRule where it is symbolic."""
     values = list(x) if isinstance(x, (list, tuple)) else [x]
     if not all(isinstance(v, int) for v in values):
         raise NoRule("a symbolic option")

@@ -11,7 +11,7 @@ import torch
 from torch import fx
 
 from linrec.analysis.vectorize import VECTOR_RULES, NotVectorisable, Steps, Vectorizer, nodes_of, steps_in, vector_rule
-from linrec.ir.nodes import value
+from linrec.ir.nodes import emit, value
 
 aten = torch.ops.aten
 
@@ -37,6 +37,7 @@ for _target in (
     aten.conj.default,
     aten._conj.default,
     aten.resolve_conj.default,
+    aten.resolve_neg.default,
     aten._to_copy.default,
     aten.to.dtype,
     aten.detach.default,
@@ -50,6 +51,23 @@ for _target in (
     aten.one_hot.default,
 ):
     VECTOR_RULES[_target] = _natural
+
+FOURIER = (
+    "fft_fft",
+    "fft_ifft",
+    "fft_rfft",
+    "fft_irfft",
+    "fft_hfft",
+    "fft_ihfft",
+    "fft_fft2",
+    "fft_ifft2",
+    "fft_rfft2",
+    "fft_irfft2",
+    "fft_fftn",
+    "fft_ifftn",
+    "fft_rfftn",
+    "fft_irfftn",
+)
 
 _DIMS = {
     aten.sum.dim_IntList: "dim",
@@ -79,6 +97,7 @@ _DIMS = {
     aten.logcumsumexp.default: "dim",
     aten.flip.default: "dims",
     aten.roll.default: "dims",
+    aten.index_select.default: "dim",
     aten.select.int: "dim",
     aten.slice.Tensor: "dim",
     aten.narrow.default: "dim",
@@ -92,6 +111,8 @@ _DIMS = {
     aten.topk.default: "dim",
     aten.sort.default: "dim",
     aten.repeat_interleave.self_int: "dim",
+    aten.fft_fftshift.default: "dim",
+    aten.fft_ifftshift.default: "dim",
 }
 
 
@@ -102,6 +123,13 @@ def _along(v: Vectorizer, node: fx.Node, *args: Any, **kwargs: Any) -> fx.Node:
         raise NotVectorisable(str(node.target))
     if first.rank == 0:
         return _along_nothing(v, node, *args, **kwargs)
+    given, named = _shifted(node, *args, **kwargs)
+    return v.emit(node.target, given, node, named)
+
+
+def _shifted(node: fx.Node, *args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments for all steps of an operator along named dimensions, which move by one."""
+    first = args[0]
     name = _DIMS[node.target]
     schema = node.target._schema.arguments
     position = [a.name for a in schema].index(name)
@@ -112,7 +140,9 @@ def _along(v: Vectorizer, node: fx.Node, *args: Any, **kwargs: Any) -> fx.Node:
     if dims is None or dims == []:
         if node.target is aten.repeat_interleave.self_int or node.target is aten.roll.default:
             raise NotVectorisable(f"{node.target} without a dimension")
-        shifted: Any = list(range(1, first.rank + 1))
+        # Of a Fourier transform, sizes without dimensions are those of the last ones.
+        count = len(values["s"]) if values.get("s") is not None else first.rank
+        shifted: Any = list(range(first.rank - count + 1, first.rank + 1))
     elif isinstance(dims, int):
         shifted = dims % first.rank + 1
     else:
@@ -121,7 +151,7 @@ def _along(v: Vectorizer, node: fx.Node, *args: Any, **kwargs: Any) -> fx.Node:
         raise NotVectorisable("argmax over all elements")
     full = [nodes_of(values[a.name]) for a in schema[: max(position + 1, len(args))]]
     full[position] = shifted
-    return v.emit(node.target, tuple(full), node, nodes_of({k: x for k, x in kwargs.items() if k != name}))
+    return tuple(full), nodes_of({k: x for k, x in kwargs.items() if k != name})
 
 
 _KEEP_SCALARS = frozenset(
@@ -148,6 +178,19 @@ def _along_nothing(v: Vectorizer, node: fx.Node, x: Steps, *args: Any, **kwargs:
 
 for _target in _DIMS:
     VECTOR_RULES[_target] = _along
+
+_DIMS |= {getattr(aten, name).default: "dim" for name in FOURIER}
+
+_DIMS |= {getattr(aten, name).default: "dim" for name in FOURIER}
+
+
+@vector_rule(*(getattr(aten, name).default for name in FOURIER))
+def _fourier(v: Vectorizer, node: fx.Node, x: Steps, *args: Any, **kwargs: Any) -> fx.Node:
+    """The shape of the result is that of a step: torch's own rule for it fails on symbolic sizes."""
+    given, named = _shifted(node, x, *args, **kwargs)
+    with value(x.node).fake_mode:
+        val = value(x.node).new_empty((value(x.node).shape[0], *value(node).shape), dtype=value(node).dtype)
+    return emit(v.graph, v.before, node.target, given, node, named, val)
 
 
 @vector_rule(aten.sum.default, aten.mean.default)

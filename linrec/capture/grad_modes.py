@@ -17,8 +17,18 @@ def inline_grad_modes(graph_module: fx.GraphModule) -> None:
 
     Decomposition would drop the region and let gradient flow through it.
     """
+    _list_users(graph_module.graph)
     _inline_in(graph_module)
     graph_module.recompile()
+
+
+def _list_users(graph: fx.Graph) -> None:
+    """Who reads a node, from what the nodes read: export forgets some behind regions without gradient."""
+    for node in graph.nodes:
+        node.users.clear()
+    for node in graph.nodes:
+        for source in node.all_input_nodes:
+            source.users.setdefault(node)
 
 
 def _inline_in(graph_module: fx.GraphModule) -> None:

@@ -24,6 +24,7 @@ _IDENTITY = {
     aten.lift_fresh.default,
     aten.positive.default,
 }
+_DROPOUTS = {aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default}
 _CASTS = {aten.to.dtype, aten.to.device, aten.to.dtype_layout, aten.to.other, aten.type_as.default}
 _ASSERTIONS = ("_assert", "sym_constrain", "_functional_assert", "_check")
 _VIEWS = {aten.view.default, aten._unsafe_view.default, aten.reshape.default, aten._reshape_alias.default}
@@ -143,8 +144,10 @@ def _simplify(graph: fx.Graph, node: fx.Node) -> None:
             _replace(node, node.args[0])
         else:
             node.target = aten.reshape.default
-    elif (target is aten.expand.default and shape_of(node.args[0]) == shape_of(node)) or (
-        target in _CASTS and _same_kind(node)
+    elif (
+        (target is aten.expand.default and shape_of(node.args[0]) == shape_of(node))
+        or (target in _CASTS and _same_kind(node))
+        or (target in _DROPOUTS and _keeps_all(node))
     ):
         _replace(node, node.args[0])
     elif target is aten.copy.default:
@@ -170,6 +173,12 @@ def _simplify(graph: fx.Graph, node: fx.Node) -> None:
             _replace(node, node.args[1])
     elif target is operator.getitem and isinstance(node.args[0], fx.Node):
         _simplify_getitem(graph, node)
+
+
+def _keeps_all(node: fx.Node) -> bool:
+    """Whether a dropout drops nothing, and so draws nothing."""
+    _, rate, train = node.args
+    return not train or rate == 0
 
 
 def _without_ellipsis(node: fx.Node) -> str:

@@ -54,6 +54,7 @@ def state_names(states: Sequence[fx.Node], updates: Sequence[fx.Node]) -> tuple[
         base = (user_name(update) or user_name(state) or "h").removesuffix("_t")
         if _PROVISIONAL.search(base):
             base = read_name(state) or base
+        base += f"_{update.meta['part']}" if "part" in update.meta else ""
         name, n = base, 2
         while name in names:
             name, n = f"{base}{n}", n + 1

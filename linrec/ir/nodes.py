@@ -54,7 +54,19 @@ def faked(graph: fx.Graph, target: Callable[..., Any], args: tuple[Any, ...], kw
     """What a call makes of the values of its arguments."""
     fake_args, fake_kwargs = fx.map_arg((args, kwargs), lambda n: n.meta["val"])
     with fake_mode(graph, (fake_args, fake_kwargs)):
-        return target(*fake_args, **fake_kwargs)
+        return _SHAPES.get(target, target)(*fake_args, **fake_kwargs)
+
+
+def _of_parts(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """What `complex` and `polar` return; torch's own rule for their shape fixes symbolic sizes."""
+    both = a + b
+    return both.to(both.dtype.to_complex())
+
+
+_SHAPES: dict[Any, Callable[..., Any]] = {
+    torch.ops.aten.complex.default: _of_parts,
+    torch.ops.aten.polar.default: _of_parts,
+}
 
 
 def fake_mode(graph: fx.Graph, fake: Any = ()) -> Any:

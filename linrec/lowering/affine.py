@@ -165,10 +165,12 @@ class _Structure:
         """The program, with its factors written into the graph and appended to `operands`."""
         letters: dict[Index, str] = {}
         rest_of_letters = iter(_LETTERS)
+        freed: dict[Any, list[str]] = {}  # by size, those of indices that only other terms sum over
 
         def name(i: Index) -> str:
             if i not in letters:
-                letters[i] = next(rest_of_letters, "")
+                again = freed.get(self.space.sizes[i])
+                letters[i] = again.pop() if again else next(rest_of_letters, "")
                 if not letters[i]:
                     raise NoRule("more indices than letters")
             return letters[i]
@@ -178,8 +180,6 @@ class _Structure:
         for i, j, m, axes in self.linear:
             bound_local = {x for f in m.factors for x in f.indices()} | {x for a in axes for x in a}
             free = {x for a in self.recurrence.updates[i].axes for x in a}
-            for x in bound_local - free:
-                letters.pop(x, None)
             masks, plain = [], []
             for f in m.factors:
                 key = (f.atom, tuple(tuple(str(self.space.sizes[x]) for x in a) for a in f.axes))
@@ -212,6 +212,9 @@ class _Structure:
                     m.coefficient,
                 )
             )
+            for x in sorted(bound_local - free):
+                if x in letters:
+                    freed.setdefault(self.space.sizes[x], []).append(letters.pop(x))
         states = self.recurrence.states
         lanes = tuple(
             tuple(d for d in range(len(shape_of(s))) if (i, d) not in self.mixed and (i, d) not in self.coupled)

@@ -94,13 +94,17 @@ class Emitter:
 
     def _split(self, factor: Factor) -> tuple[fx.Node, list[Index]]:
         """An atom's value with a leading time dimension and one dimension per index."""
-        if factor.atom.kind == "selection":
-            return self._selection(factor)
+        if factor.atom.node is None:
+            return self._constant(factor)
         steps = self.v.run(factor.atom.node)
         node = steps.node if steps.timed else self._emit(aten.unsqueeze.default, steps.node, 0)
         if factor.atom.kind in ("position", "wrapped position"):
             wraps = factor.atom.kind == "wrapped position"
             node = self._emit(one_hot, node, factor.atom.columns, value(self.like).dtype, wraps)
+        if factor.atom.kind in ("real", "imaginary"):
+            node = self._emit(aten.real.default if factor.atom.kind == "real" else aten.imag.default, node)
+        if factor.atom.kind == "inverse":
+            node = self._emit(aten.linalg_inv.default, node)
         if factor.atom.kind == "reciprocal" and not value(node).is_floating_point() and not value(node).is_complex():
             node = self._emit(aten._to_copy.default, node, dtype=value(self.like).dtype)
         if factor.atom.kind == "reciprocal":
@@ -117,13 +121,20 @@ class Emitter:
                 node = self._emit(aten.reshape.default, node, [lead, *(self.size(i) for i in indices)])
         return node, indices
 
-    def _selection(self, factor: Factor) -> tuple[fx.Node, list[Index]]:
-        val = value(self.like)
+    def _constant(self, factor: Factor) -> tuple[fx.Node, list[Index]]:
+        """A constant matrix that no node of the step holds."""
+        val, atom = value(self.like), factor.atom
         indices = list(factor.indices())
         sizes = [self.space.sizes[i] for i in indices]
-        args = (factor.atom.rows, factor.atom.columns, sizes, val.dtype)
+        shape = [self.space.size(axis) for axis in factor.axes]
+        target: Any = selection
+        args: tuple[Any, ...] = (atom.rows, atom.columns, sizes, val.dtype)
+        if atom.kind == "triangle":
+            target, args = triangle, (shape, atom.rows[0], sizes, val.dtype)
+        elif atom.kind in ("cosine", "sine"):
+            target, args = waves, (atom.kind, atom.columns, shape, any(atom.rows), sizes, val.dtype)
         with self.v.graph.inserting_before(self.v.before):
-            node = self.v.graph.call_function(selection, args, {"device": val.device})
+            node = self.v.graph.call_function(target, args, {"device": val.device})
         with val.fake_mode:
             node.meta["val"] = torch.empty([1, *sizes], dtype=val.dtype, device=val.device)
         return node, indices
@@ -218,3 +229,33 @@ def selection(
     index = torch.tensor(rows, device=device).unsqueeze(-1)
     matrix = (index == torch.arange(columns, device=device)).to(dtype)
     return matrix.reshape(1, *sizes)
+
+
+def triangle(
+    shape: Sequence[int],
+    diagonal: int,
+    sizes: Sequence[int],
+    dtype: torch.dtype,
+    device: torch.device | None = None,
+) -> torch.Tensor:
+    """The matrix (rows, columns) with ones on a diagonal and below, else 0, viewed as (1, *sizes)."""
+    return torch.ones(tuple(shape), dtype=dtype, device=device).tril(diagonal).reshape(1, *sizes)
+
+
+def waves(
+    kind: str,
+    points: int,
+    shape: Sequence[int],
+    half: bool,
+    sizes: Sequence[int],
+    dtype: torch.dtype,
+    device: torch.device | None = None,
+) -> torch.Tensor:
+    """The matrix (rows, columns) of ``cos(2 pi r c / points)`` ("cosine") or of the sines ("sine"), viewed as
+    (1, *sizes); where `half`, with the columns twice that stand for their mirror images, too."""
+    rows, columns = (torch.arange(size, device=device) for size in shape)
+    angle = (rows[:, None] * columns % points).double() * (2 * math.pi / points)
+    matrix = angle.cos() if kind == "cosine" else angle.sin()
+    if half:
+        matrix = matrix * torch.where((columns == 0) | (2 * columns == points), 1.0, 2.0)
+    return matrix.to(dtype).reshape(1, *sizes)

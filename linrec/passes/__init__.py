@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from linrec.passes.base import Observer, Pass, PassResult, Pipeline
+from linrec.passes.decompose import Decompose
 from linrec.passes.hoist import Hoist
 from linrec.passes.lower import Lower
 from linrec.passes.outline import COMPILED, Outline
+from linrec.passes.parts import Parts
 from linrec.passes.place import add_pass, involved, placed
 from linrec.passes.simplify import Simplify
 from linrec.passes.sink import Sink
@@ -22,13 +24,18 @@ def standard(module: str = "", observe: Observer | None = None, pin: str = "") -
         pin: the lowering to use wherever it applies; "loop" for none, "compiled loop" for generated kernels.
     """
     outline = (Outline(module, pin),) if pin in ("", COMPILED) else ()
-    return Pipeline(placed((Simplify(), Sink(), *outline, Split(module), Hoist(module), Lower(module, pin))), observe)
+    return Pipeline(
+        placed((Simplify(), Decompose(), Parts(), Sink(), *outline, Split(module), Hoist(module), Lower(module, pin))),
+        observe,
+    )
 
 
 __all__ = [
+    "Decompose",
     "Hoist",
     "Lower",
     "Outline",
+    "Parts",
     "Pass",
     "PassResult",
     "Pipeline",

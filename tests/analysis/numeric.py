@@ -12,7 +12,7 @@ import sympy
 import torch
 from torch import Tensor, fx
 
-from linrec.analysis.polynomial import Factor, Index, Monomial, Polynomial, Space
+from linrec.analysis.polynomial import Atom, Factor, Index, Monomial, Polynomial, Space
 
 
 def run_all(graph_module: fx.GraphModule, arguments: list[Any]) -> dict[fx.Node, Any]:
@@ -72,7 +72,17 @@ class Numbers:
                 if column >= 0:
                     matrix[row, column] = 1
             return matrix
+        if f.atom.node is None:
+            rows, columns = (math.prod(self.size(i) for i in axis) for axis in f.axes)
+            matrix = torch.zeros(rows, columns, dtype=dtype)
+            for row, column in itertools.product(range(rows), range(columns)):
+                matrix[row, column] = self._constant(f.atom, row, column)
+            return matrix
         value = self.values[f.atom.node]
+        if f.atom.kind in ("real", "imaginary"):
+            return (value.real if f.atom.kind == "real" else value.imag).to(dtype)
+        if f.atom.kind == "inverse":
+            return torch.linalg.inv(value).to(dtype)
         if f.atom.kind.endswith("position"):
             hot = torch.zeros(*value.shape, f.atom.columns, dtype=dtype)
             for place in itertools.product(*map(range, value.shape)):
@@ -82,3 +92,10 @@ class Numbers:
             return (value if f.atom.kind == "mask" else ~value).to(dtype)
         value = value.to(dtype)
         return 1 / value if f.atom.kind == "reciprocal" else value
+
+    def _constant(self, atom: Atom, row: int, column: int) -> float:
+        if atom.kind == "triangle":
+            return float(column - row <= atom.rows[0])
+        angle = 2 * math.pi * row * column / atom.columns
+        twice = atom.rows == (1,) and column > 0 and 2 * column != atom.columns
+        return (2 if twice else 1) * (math.cos(angle) if atom.kind == "cosine" else math.sin(angle))

@@ -50,6 +50,11 @@ def F(*shape: int, dtype: torch.dtype = torch.float64) -> Arg:
     return Arg("free", shape, dtype)
 
 
+def J(*shape: int) -> Arg:
+    """A state-free complex tensor times a real state."""
+    return Arg("joined", shape, torch.complex128)
+
+
 def M(*shape: int) -> Arg:
     return Arg("mask", shape)
 
@@ -373,6 +378,87 @@ case(aten.conv3d.default, S(B, 1, 2, 3, 4), F(2, 1, 2, 2, 3), None, [1, 1, 1], [
 case(aten.conv3d.padding, S(B, 1, 2, 3, 4), F(2, 1, 1, 3, 3), None, [1, 1, 1], "same")
 case(aten.convolution.default, S(B, 4, 6), F(3, 4, 2), None, [1], [1], [1], False, [0], 1)
 
+_COMPLEX = torch.complex128
+case(aten.mean.default, S(4, 3))
+case(aten.mean.default, S())
+for dim, size, by in ((1, 2, 2), (1, 3, 1), (-1, 6, 1), (0, 1, 3)):
+    case(aten.unfold.default, S(4, 6), dim, size, by)
+case(aten.unfold.default, S(B, 6, 2), 1, 2, 3)
+case(aten.convolution.default, S(B, 4, 6), F(4, 3, 2), F(3), [1], [0], [1], True, [0], 1)
+case(aten.convolution.default, S(B, 4, 6), F(4, 2, 3), None, [2], [1], [2], True, [1], 2)
+case(aten.convolution.default, S(B, 2, 3, 4), F(2, 1, 2, 3), None, [2, 1], [0, 1], [1, 1], True, [0, 0], 1)
+for padding in (0, 1):
+    case(aten.avg_pool1d.default, S(B, 2, 6), [3], [2], [padding])
+    case(aten.avg_pool2d.default, S(B, 2, 4, 6), [3, 2], [1, 2], [padding, 0])
+case(aten.avg_pool1d.default, S(2, 6), [2])
+case(aten.avg_pool2d.default, S(B, 2, 4, 6), [2, 2], [], [0, 0], False, True, 3)
+case(aten.avg_pool3d.default, S(B, 2, 4, 6, 2), [2, 3, 2])
+case(aten.real.default, S(B, 3))
+case(aten.view_as_complex.default, S(B, 3, 2))
+case(aten.view_as_complex_copy.default, S(4, 2))
+case(aten.complex.default, S(B, 3), F(3))
+case(aten.complex.default, F(B, 3), S(B, 3))
+for dim in (-1, 0):
+    case(aten.cumsum.default, S(4, 3), dim)
+case(aten.cumsum.default, S(B, 1), 1)
+case(aten.cumsum.default, S(), 0)
+for diagonal in (-4, -1, 0, 1, 3):
+    case(aten.tril.default, S(B, 4, 3), diagonal)
+    case(aten.triu.default, S(B, 3, 4), diagonal)
+    case(aten.diagonal.default, S(B, 4, 6), diagonal, 1, 2)
+    case(aten.diag_embed.default, S(B, 3), diagonal)
+case(aten.diagonal.default, S(3, B, 4), 0, -1, 0)
+case(aten.diagonal_copy.default, S(3, 4))
+case(aten.diag_embed.default, S(B, 3), 0, 0, -1)
+case(aten.diag_embed.default, S(2, 3), -1, 2, 1)
+case(aten.trace.default, S(3, 4))
+case(aten.linalg_solve.default, F(3, 3), S(3))
+case(aten.linalg_solve.default, F(3, 3), S(3, 2))
+case(aten.linalg_solve.default, F(2, 3, 3), S(2, 3))
+case(aten.linalg_solve.default, F(3, 3), S(B, 3, 2))
+case(aten.linalg_solve.default, F(3, 3), S(B, 2, 3), left=False)
+for points in (None, 3, 6, 5, 8):
+    for norm in (None, "ortho", "forward"):
+        case(aten.fft_rfft.default, S(B, 6), points, -1, norm)
+        case(aten.fft_fft.default, S(6, 4), points, 0, norm)
+        case(aten.fft_ifft.default, S(B, 6), points, 1, norm)
+        case(aten.fft_irfft.default, S(B, 4), points, 1, norm)
+        case(aten.fft_hfft.default, S(B, 4), points, 1, norm)
+        case(aten.fft_ihfft.default, S(B, 6), points, 1, norm)
+case(aten.fft_fft.default, S(B, 1))
+case(aten.fft_rfft.default, S(3, 2, 6), dim=1)
+for target in (aten.fft_fft2, aten.fft_ifft2, aten.fft_rfft2, aten.fft_irfft2):
+    case(target.default, S(2, 4, 3))
+    case(target.default, S(2, 4, 3), [6, 2], [1, -1], "ortho")
+for target in (aten.fft_fftn, aten.fft_ifftn, aten.fft_rfftn, aten.fft_irfftn):
+    case(target.default, S(2, 4, 3))
+    case(target.default, S(2, 4, 3), [6, 2])
+    case(target.default, S(2, 4, 3), [6, -1], [2, 1], "forward")
+for division in (0, 1, 2):
+    case(aten._fft_r2c.default, S(3, 4, 6), [1, 2], division, True)
+    case(aten._fft_r2c.default, S(3, 4, 6), [2, 1], division, False)
+case(aten.fft_fftshift.default, S(2, 3))
+case(aten.fft_ifftshift.default, S(4, 3), [1])
+
+# What takes complex numbers has them from real states.
+for shape in ((B, 3), (2, 3, 4)):
+    for target in (aten.real, aten.imag, aten._conj, aten.conj, aten.conj_physical, aten._conj_physical):
+        case(target.default, J(*shape))
+    case(aten.view_as_real.default, J(*shape))
+    case(aten.view_as_real_copy.default, J(*shape))
+    case(aten.fft_irfft.default, J(*shape), 5)
+    case(aten.fft_hfft.default, J(*shape), None, 1)
+    case(aten._fft_c2c.default, J(*shape), [1], 1, True)
+    case(aten._fft_c2c.default, J(*shape), [1], 2, False)
+for last in (4, 7):
+    case(aten._fft_c2r.default, J(2, 4, 4), [1, 2], 1, last)
+    case(aten._fft_c2r.default, J(3, 4), [1], 0, last)
+case(aten.resolve_conj.default, S(B, 3, dtype=_COMPLEX))
+case(aten.resolve_neg.default, S(B, 3, dtype=_COMPLEX))
+case(aten.conj.default, S(B, 3))
+case(aten.conj_physical.default, S(B, 3))
+case(aten._conj_physical.default, S(B, 3))
+
 
 @dataclass
 class Built:
@@ -405,6 +491,10 @@ def build(c: Case, symbolic: bool) -> Built:
         if not isinstance(x, Arg):
             return x
         node = step.input(x.draw())
+        if x.kind == "joined":
+            state = step.input(torch.randn(x.shape, dtype=torch.float64))
+            states.add(state)
+            return step.call(aten.mul.Tensor, node, state)
         if x.kind == "state":
             states.add(node)
         return node

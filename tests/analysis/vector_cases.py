@@ -173,7 +173,7 @@ case(aten.tril.default, V(B, 3, 3), -1)
 case(aten.triu.default, V(3, 3))
 case(aten.view_as_real.default, V(B, 3, dtype=_COMPLEX))
 case(aten.view_as_complex.default, V(B, 3, 2))
-for target in (aten.real, aten.imag, aten.conj, aten._conj, aten.resolve_conj):
+for target in (aten.real, aten.imag, aten.conj, aten._conj, aten.resolve_conj, aten.resolve_neg):
     case(target.default, V(B, 3, dtype=_COMPLEX))
 case(aten._to_copy.default, V(B, 3), dtype=_SINGLE)
 case(aten.to.dtype, V(B, 3), _HALF)
@@ -233,6 +233,20 @@ for target in (aten.cumsum.default, aten.cumprod.default, aten.logcumsumexp.defa
     case(target, V(B, 3), -1)
     case(target, V(B, 3), 0)
     case(target, V(), 0)
+for name in ("fft", "ifft", "rfft", "irfft", "hfft", "ihfft"):
+    transform = getattr(aten, f"fft_{name}").default
+    given = _COMPLEX if name in ("ifft", "irfft", "hfft") else torch.float64
+    case(transform, V(B, 3, dtype=given))
+    case(transform, V(4, 3, dtype=given), 5, 0, "ortho")
+for name in ("fft2", "ifft2", "rfft2", "irfft2", "fftn", "ifftn", "rfftn", "irfftn"):
+    transform = getattr(aten, f"fft_{name}").default
+    given = _COMPLEX if name.startswith("i") else torch.float64
+    case(transform, V(2, 4, 3, dtype=given))
+    case(transform, V(2, 4, 3, dtype=given), [4, 2])
+    case(transform, V(2, 4, 3, dtype=given), [4, -1], [1, -1], "forward")
+case(aten.fft_fftshift.default, V(4, 3))
+case(aten.fft_ifftshift.default, V(4, 3), [-1])
+case(aten.index_select.default, V(B, 4), -1, V(6, dtype=torch.int64, high=4, fixed=True))
 case(aten.flip.default, V(B, 3), [0, -1])
 case(aten.roll.default, V(B, 3), [1], [-1])
 case(aten.roll.default, V(B, 4, 3), [1, -2], [1, 2])

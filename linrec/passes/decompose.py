@@ -1,0 +1,194 @@
+"""Operators that are composed of others are written out where they read a state and only their parts have rules:
+tensordot, tile, kron, diff, conv_transpose1d, ..."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+from torch._decomp import decomposition_table
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils import _pytree as pytree
+
+from linrec.analysis.rules import RULES
+from linrec.analysis.stategraph import dependencies
+from linrec.codegen.translate import RULES as COMPILED
+from linrec.ir.nodes import fake_mode, shape_of, size_expr, value
+from linrec.ir.scan import is_random, scan_nodes, scan_of
+from linrec.passes.base import Pass, PassResult
+
+aten = torch.ops.aten
+_MOVES = {
+    aten.pixel_shuffle.default,
+    aten.pixel_unshuffle.default,
+    aten.channel_shuffle.default,
+    aten.rot90.default,
+    aten.linalg_cross.default,
+    aten.upsample_nearest1d.default,
+    aten.upsample_nearest2d.default,
+    aten.upsample_nearest1d.vec,
+    aten.upsample_nearest2d.vec,
+} & set(decomposition_table)
+"""Operators with a kernel of their own whose decomposition has their gradient, as not all of torch's have: that of
+detach lets it through."""
+_RESHAPES = (aten.view.default, aten.reshape.default, aten._unsafe_view.default)
+
+
+class _Unknown(Exception):
+    """A decomposition that does not help."""
+
+
+@dataclass(frozen=True)
+class Decompose(Pass):
+    """The parts of composed operators that read a state.
+
+    Before::
+
+        loop(h; x; w): return tile(h, [2]) * w + x
+
+    After::
+
+        loop(h; x; w): return repeat(h, [2]) * w + x
+    """
+
+    name: str = "decompose"
+
+    def run(self, graph_module: fx.GraphModule) -> PassResult:
+        """Write out composed operators in the step of every scan."""
+        modified = False
+        for node in scan_nodes(graph_module):
+            scan = scan_of(graph_module, node)
+            reads = dependencies(scan.step, scan.carries)
+            for inner in list(scan.step.graph.nodes):
+                if inner.op == "call_function" and reads[inner] and _is_composed(inner):
+                    modified |= _write_out(scan.step.graph, inner, {n for n in inner.all_input_nodes if reads[n]})
+        return PassResult(graph_module, modified)
+
+
+def _is_composed(node: fx.Node) -> bool:
+    target = node.target
+    if target in RULES or not isinstance(target, torch._ops.OpOverload) or is_random(node):
+        return False
+    return target in _MOVES or target._can_decompose()
+
+
+def _write_out(graph: fx.Graph, node: fx.Node, stateful: set[fx.Node]) -> bool:
+    try:
+        body = _traced(graph, node)
+        if not _helps(node, body, stateful):
+            return False
+        result = _copied(graph, node, body)
+    except Exception:  # whatever torch's tracing has against it: the operator stays as it is
+        return False
+    if isinstance(result, fx.Node):
+        node.replace_all_uses_with(result)
+    else:
+        for user in list(node.users):
+            user.replace_all_uses_with(result[user.args[1]])
+            graph.erase_node(user)
+    graph.erase_node(node)
+    return True
+
+
+def _helps(node: fx.Node, body: fx.GraphModule, stateful: set[fx.Node]) -> bool:
+    """Whether every part that reads a state has a rule, and nothing that could be compiled is lost."""
+    inputs = [n for n in body.graph.nodes if n.op == "placeholder"]
+    reads = {new for new, old in zip(inputs, _tensors(node), strict=True) if old in stateful}
+    parts = [n for n in body.graph.nodes if n.op == "call_function"]
+    for n in parts:
+        if reads.intersection(n.all_input_nodes):
+            reads.add(n)
+            if n.target not in RULES:
+                return False
+    return _name(node.target) not in COMPILED or all(_name(n.target) in COMPILED for n in parts)
+
+
+def _tensors(node: fx.Node) -> list[fx.Node]:
+    """An operator's tensors, in order, as often as it takes them."""
+    return [n for n in pytree.tree_leaves((node.args, node.kwargs)) if isinstance(n, fx.Node)]
+
+
+def _name(target: Any) -> str:
+    schema = getattr(target, "_schema", None)
+    return schema.name.removeprefix("aten::") if schema is not None else str(target)
+
+
+def _traced(graph: fx.Graph, node: fx.Node) -> fx.GraphModule:
+    """The operator's decomposition, as a graph of its tensors alone."""
+    leaves, spec = pytree.tree_flatten((node.args, node.kwargs))
+    tensors = _tensors(node)
+    if not all(isinstance(value(n), torch.Tensor) for n in tensors):
+        raise _Unknown("a size of its own")
+
+    def run(*values: torch.Tensor) -> Any:
+        given = iter(values)
+        args, kwargs = pytree.tree_unflatten([next(given) if isinstance(x, fx.Node) else x for x in leaves], spec)
+        return node.target(*args, **kwargs)
+
+    own = {node.target: decomposition_table[node.target]} if node.target in _MOVES else {}
+    values = [value(n) for n in tensors]
+    with fake_mode(graph, values):
+        traced = make_fx(run, own, tracing_mode="symbolic", _allow_non_fake_inputs=True)(*values)
+    traced.graph.eliminate_dead_code()
+    for inner in traced.graph.nodes:
+        if inner.op == "call_function" and isinstance(value(inner), torch.Tensor):
+            _without_sizes(inner)
+    traced.graph.eliminate_dead_code()
+    return traced
+
+
+def _without_sizes(node: fx.Node) -> None:
+    """A symbolic size in a shape as -1, which says the same where there is one."""
+    if not any(_is_size(x) for x in pytree.tree_leaves((node.args, node.kwargs))):
+        return
+    shape = shape_of(node)
+    symbolic = [d for d, size in enumerate(shape) if not isinstance(size, int)]
+    if node.target in _RESHAPES and len(symbolic) == 1:
+        node.args = (node.args[0], [-1 if d in symbolic else size for d, size in enumerate(shape)])
+        return
+    if node.target is aten.expand.default:
+        before = shape_of(node.args[0])
+        lead = len(shape) - len(before)
+        if all(d >= lead and before[d - lead] == shape[d] for d in symbolic):
+            node.args = (node.args[0], [-1 if d in symbolic else size for d, size in enumerate(shape)])
+            return
+    raise _Unknown("a symbolic size")
+
+
+def _is_size(x: Any) -> bool:
+    return isinstance(x, torch.SymInt) or (isinstance(x, fx.Node) and isinstance(value(x), torch.SymInt))
+
+
+def _copied(graph: fx.Graph, node: fx.Node, body: fx.GraphModule) -> Any:
+    """The parts in front of the operator; what stands for its result."""
+    tensors = iter(_tensors(node))
+    known: dict[fx.Node, fx.Node] = {}
+    made: list[fx.Node] = []
+    result: Any = None
+    try:
+        for inner in body.graph.nodes:
+            if inner.op == "placeholder":
+                known[inner] = next(tensors)
+            elif inner.op == "output":
+                result = pytree.tree_map(known.__getitem__, inner.args[0])
+            elif inner.op == "call_function":
+                with graph.inserting_before(node):
+                    known[inner] = graph.node_copy(inner, known.__getitem__)
+                made.append(known[inner])
+                known[inner].meta = {**node.meta, "val": value(inner)}
+            else:
+                raise _Unknown("a constant of its own")
+        before, after = pytree.tree_leaves(value(node)), [value(n) for n in pytree.tree_leaves(result)]
+        if [_like(x) for x in before] != [_like(x) for x in after]:
+            raise _Unknown("another shape or dtype")
+    except Exception:
+        for new in reversed(made):
+            graph.erase_node(new)
+        raise
+    return result
+
+
+def _like(x: torch.Tensor) -> Any:
+    return tuple(size_expr(s) for s in x.shape), x.dtype
