@@ -105,7 +105,9 @@ class Emitter:
             node = self._emit(aten.real.default if factor.atom.kind == "real" else aten.imag.default, node)
         if factor.atom.kind == "inverse":
             node = self._emit(aten.linalg_inv.default, node)
-        if factor.atom.kind == "reciprocal" and not value(node).is_floating_point() and not value(node).is_complex():
+        exact = not value(node).is_floating_point() and not value(node).is_complex()
+        if factor.atom.kind in ("value", "reciprocal") and exact:
+            # A number times an integer tensor would have torch's default dtype.
             node = self._emit(aten._to_copy.default, node, dtype=value(self.like).dtype)
         if factor.atom.kind == "reciprocal":
             node = self._emit(aten.reciprocal.default, node)

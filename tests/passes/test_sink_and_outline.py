@@ -121,3 +121,18 @@ def test_the_torch_form_is_the_same_function(monkeypatch: pytest.MonkeyPatch) ->
         found.append([y, *torch.autograd.grad(y.pow(2).sum(), inputs)])
     for a, b in zip(*found, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+def test_the_number_of_a_step_has_the_precision_of_the_state() -> None:
+    def loop(x: Tensor) -> Tensor:
+        h, out = x[:, 0], []
+        for t in range(x.shape[1]):
+            h = 0.7 * h * t * 0.02 + x[:, t] / (t + 2)
+            out.append(h)
+        return torch.stack(out, 1)
+
+    rolled = roll(loop, X)
+    graph_module = standard(pin="diagonal scan").run(rolled.graph_module).graph_module
+    x = torch.randn(2, 40, D, dtype=torch.float64)
+    (found,) = pytree.tree_leaves(graph_module(x))
+    torch.testing.assert_close(found, loop(x), rtol=1e-14, atol=1e-14)
