@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 
 from linrec.capture.probe import Dims, count_calls, resize, undone
 from linrec.codegen import CompiledScan, torch_forms
-from linrec.ir.obstruction import Obstruction, refuse
+from linrec.ir.obstruction import Obstruction, Refused, refuse
 from linrec.ir.results import leaves_of_result
 from linrec.ops.precision import no_autocast
 from linrec.runtime.plan import Plan, lookup
@@ -93,7 +93,21 @@ def validate(plan: Plan, module: nn.Module, forward: Any, spec: Any, leaves: Seq
         tensors = [x for x in sized if isinstance(x, Tensor)]
         if not plan.admits(module, tensors, length):
             sized = longer
-        _compare(plan, module, forward, spec, sized, noise, length)
+        try:
+            _compare(plan, module, forward, spec, sized, noise, length)
+        except Refused as error:
+            raise _other_operators(plan, module, forward, spec, sized, length) or error from None
+
+
+def _other_operators(
+    plan: Plan, module: nn.Module, forward: Any, spec: Any, leaves: list[Any], length: int
+) -> Refused | None:
+    """The reason where the original does not do at this length what its short traces predict: no fault of the plan."""
+    with contextlib.suppress(Exception):  # whatever the user's code raises; the plan is refused anyway
+        found = check_length(plan, module, forward, spec, leaves, length)
+        if found is not None and found.id == "LR011":
+            return refuse(found.id, found.explanation)
+    return None
 
 
 def _without_repeats(longer: list[Any], leaves: Sequence[Any], dims: Dims) -> list[Any]:

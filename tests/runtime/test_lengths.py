@@ -125,6 +125,24 @@ class Stopping(Gated):
         return h
 
 
+class Eighth(Gated):
+    """A branch on a step that is just not seen by short traces."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, out = x.new_zeros(x.shape[0], WIDTH), []
+        for t in range(x.shape[1]):
+            h = self.step(x[:, t] * 2.0 if t == 7 else x[:, t], h)
+            out.append(h)
+        return torch.stack(out, 1)
+
+
+def test_a_branch_within_the_lengths_of_validation() -> None:
+    """The reason given is the branch, and not that the compiler should be mended."""
+    ours, oracle = linrec.parallelize(build(Eighth)), build(Eighth)
+    same(ours, oracle, series(2, 40))
+    assert [each.id for each in linrec.report(ours).obstructions] == ["LR011"]
+
+
 @pytest.mark.parametrize("model, first", [(Late, 51), (Capped, 51), (Stopping, 51)])
 def test_a_loop_that_changes_at_a_length(model: type[Gated], first: int) -> None:
     """Found out at the first call that is long enough; below that length the plan still serves."""
