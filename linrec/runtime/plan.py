@@ -4,6 +4,7 @@ size that its guards admit."""
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -98,6 +99,7 @@ class Plan:
 
     def arguments(self, module: nn.Module, tensors: Sequence[Tensor]) -> list[Any]:
         """The values of the graph's placeholders for one call."""
+        written = self.written
         return [
             tensors[s.index]
             if s.kind == "input"
@@ -105,7 +107,7 @@ class Plan:
             if s.kind == "constant"
             # A buffer that is written afterwards may have been saved for backward: the graph gets a copy.
             else lookup(module, s.name).clone()
-            if s.name in self.written
+            if s.name in written
             else lookup(module, s.name)
             for s in self.sources
         ]
@@ -123,7 +125,7 @@ class Plan:
     def run(self, module: nn.Module, tensors: Sequence[Tensor]) -> Any:
         """Run the graph, replay the side effects of forward, and return what forward returns."""
         with no_autocast() if is_autocast() else contextlib.nullcontext():
-            flat = self.graph_module(*self.arguments(module, tensors))
+            flat = self.graph_module.forward(*self.arguments(module, tensors))
         user: list[Tensor] = []
         for (kind, what), value in zip(self.outputs, flat, strict=True):
             if kind == "user":
@@ -139,6 +141,8 @@ class Plan:
 
 
 def _assemble(spec: Any, leaves: list[Any], values: list[Tensor]) -> Any:
+    if len(leaves) == 1 and spec.is_leaf() and isinstance(leaves[0], Slot):
+        return values[leaves[0].position]
     return pytree.tree_unflatten([values[x.position] if isinstance(x, Slot) else x for x in leaves], spec)
 
 
@@ -150,9 +154,24 @@ def gradient_flags(module: nn.Module, tensors: Sequence[Tensor]) -> tuple[bool, 
 def lookup(module: nn.Module, name: str) -> Any:
     """The attribute of a module by qualified name."""
     value: Any = module
-    for part in name.split("."):
-        value = getattr(value, part, None)
+    for part in _parts(name):
+        own = value.__dict__ if isinstance(value, nn.Module) else {}
+        for table in _TABLES:
+            if part in own.get(table, ()):
+                value = own[table][part]
+                break
+        else:
+            value = getattr(value, part, None)
     return value
+
+
+_TABLES = ("_modules", "_parameters", "_buffers")
+"""Where a module has what it registers: nothing else of the same name may be beside it, and to look here is quick."""
+
+
+@functools.lru_cache(maxsize=4096)
+def _parts(name: str) -> tuple[str, ...]:
+    return tuple(name.split("."))
 
 
 @dataclass(frozen=True)
