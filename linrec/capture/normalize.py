@@ -177,8 +177,8 @@ def _simplify(graph: fx.Graph, node: fx.Node) -> None:
 
 def _keeps_all(node: fx.Node) -> bool:
     """Whether a dropout drops nothing, and so draws nothing."""
-    _, rate, train = node.args
-    return not train or rate == 0
+    given = dict(zip(("input", "p", "train"), node.args, strict=False)) | node.kwargs
+    return not given["train"] or given["p"] == 0
 
 
 def _without_ellipsis(node: fx.Node) -> str:
