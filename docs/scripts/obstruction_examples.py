@@ -140,19 +140,10 @@ report = linrec.report(model)
         advice="A hook on the module that owns the loop is called as ever.",
     ),
     "LR009": Example(
-        LEAKY.format(update="0.9 * h + torch.nn.functional.dropout(x[:, t], 0.1)"),
-        """
-def leaky(x):
-    x = torch.nn.functional.dropout(x, 0.1)
-    h, out = torch.zeros_like(x[:, 0]), []
-    for t in range(x.shape[1]):
-        h = 0.9 * h + x[:, t]
-        out.append(h)
-    return torch.stack(out, 1)
-
-report = linrec.explain(leaky, torch.randn(2, 30, 3))
-""",
-        "Draws before the loop are the same in both forms; draws inside it would come in another order.",
+        LEAKY.format(update="0.9 * h + torch.bernoulli(torch.sigmoid(x[:, t]))"),
+        LEAKY.format(update="0.9 * h + (torch.rand_like(h) < torch.sigmoid(x[:, t])).to(h.dtype)"),
+        "Dropout, `rand`, `randn` and their like are drawn before the loop, step by step: the same seed gives the same"
+        " numbers as the loop.",
     ),
     "LR010": Example(
         """

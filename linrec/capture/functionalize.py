@@ -84,6 +84,17 @@ def _written(graph: fx.Graph) -> set[int] | None:
     return None if found & inputs else found
 
 
+_RANDOM = {
+    aten.bernoulli_.float: aten.bernoulli.p,
+    aten.uniform_.default: aten.uniform.default,
+    aten.normal_.default: aten.normal_functional.default,
+    aten.exponential_.default: aten.exponential.default,
+    aten.dropout_.default: aten.dropout.default,
+    aten.feature_dropout_.default: aten.feature_dropout.default,
+}
+"""Functions that draw the same numbers as the operators that fill a tensor with them."""
+
+
 def _functional(node: fx.Node) -> Any:
     """The operator that returns what an in-place operator writes, None where there is none that surely does."""
     target: Any = node.target
@@ -91,7 +102,7 @@ def _functional(node: fx.Node) -> Any:
     if namespace != "aten" or not name.endswith("_") or torch.Tag.inplace_view in target.tags:
         return None
     if torch.Tag.nondeterministic_seeded in target.tags:
-        return None
+        return _RANDOM.get(target)
     into, *others = target._schema.arguments
     if into.alias_info is None or not into.alias_info.is_write or any(a.alias_info for a in others):
         return None

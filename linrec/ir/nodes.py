@@ -31,6 +31,28 @@ def shape_of(node: fx.Node) -> tuple[Any, ...]:
     return tuple(size_expr(s) for s in value(node).shape)
 
 
+def size_node(graph: fx.Graph, before: fx.Node, size: Any) -> fx.Node:
+    """A node in front of another one that holds a symbolic size, made from an input of the graph where there is none.
+
+    Raises:
+        LookupError: no input has it.
+    """
+    for node in graph.nodes:
+        if node is before:
+            break
+        if isinstance(value(node), torch.SymInt) and size_expr(value(node)) == size:
+            return node
+    inputs = [n for n in graph.nodes if n.op == "placeholder"]
+    for node in inputs:
+        for dim, own in enumerate(getattr(value(node), "shape", ())):
+            if isinstance(own, torch.SymInt) and size_expr(own) == size:
+                with graph.inserting_after(inputs[-1]):
+                    new = graph.call_function(torch.ops.aten.sym_size.int, (node, dim))
+                new.meta["val"] = own
+                return new
+    raise LookupError(f"the size {size} is not computed in the graph")
+
+
 def emit(
     graph: fx.Graph,
     before: fx.Node,

@@ -54,8 +54,8 @@ CATALOGUE: dict[str, tuple[str, str, str]] = {
     ),
     "LR009": (
         "random-in-step",
-        "A random operator runs inside the loop; taking it out would change the order of the draws.",
-        "Draw the randomness for all steps before the loop.",
+        "A random operator in the loop draws what depends on the state, or in a way that cannot be taken out of it.",
+        "Draw numbers whose distribution is fixed (dropout, rand, randn), and compute from them what is needed.",
     ),
     "LR010": (
         "validation-failed",

@@ -96,6 +96,7 @@ class _Structure:
                     self.linear.append((i, j, m.without(factor), factor.axes))
         for i, j, rest, axes in self.linear:
             self._link(i, j, rest, axes)
+        self._line_up()
         self._spread()
 
     def _find(self, key: tuple[int, int]) -> tuple[int, int]:
@@ -121,6 +122,18 @@ class _Structure:
         for q, other in enumerate(axes):
             if other and q not in linked:
                 self.mixed.add((j, q))
+
+    def _line_up(self) -> None:
+        """Take dimensions of states of one shape to be the same lanes where no term of the update says which are."""
+        shapes = [shape_of(s) for s in self.recurrence.states]
+        met = {0}
+        while more := {x for i, j, _, _ in self.linear for x in (i, j) if met & {i, j}} - met:
+            met |= more
+        for i in range(1, len(shapes)):
+            if i not in met and shapes[i] == shapes[0]:
+                for d in range(len(shapes[i])):
+                    if self._find((i, d)) != self._find((0, d)):
+                        self.classes[self._find((i, d))] = self._find((0, d))
 
     def _spread(self) -> None:
         keys = [(i, d) for i, s in enumerate(self.recurrence.states) for d in range(len(shape_of(s)))]

@@ -15,7 +15,7 @@ from torch import fx
 from linrec.analysis.polynomial import Axes, Axis, Factor, Index, Monomial, NoRule
 from linrec.analysis.rules import Algebra
 from linrec.analysis.vectorize import Vectorizer
-from linrec.ir.nodes import size_expr, value
+from linrec.ir.nodes import size_node, value
 
 aten = torch.ops.aten
 
@@ -197,22 +197,10 @@ class Emitter:
         return node
 
     def _size_node(self, size: Any) -> fx.Node:
-        for node in self.v.graph.nodes:
-            if node is self.v.before:
-                break
-            if isinstance(value(node), torch.SymInt) and size_expr(value(node)) == size:
-                return node
-        for node in self.v.graph.nodes:
-            if node.op != "placeholder":
-                break
-            for dim, own in enumerate(getattr(value(node), "shape", ())):
-                if isinstance(own, torch.SymInt) and size_expr(own) == size:
-                    last = [n for n in self.v.graph.nodes if n.op == "placeholder"][-1]
-                    with self.v.graph.inserting_after(last):
-                        new = self.v.graph.call_function(aten.sym_size.int, (node, dim))
-                    new.meta["val"] = own
-                    return new
-        raise NoRule(f"the size {size} is not computed in the graph")
+        try:
+            return size_node(self.v.graph, self.v.before, size)
+        except LookupError as error:
+            raise NoRule(str(error)) from None
 
 
 def one_hot(positions: torch.Tensor, columns: int, dtype: torch.dtype, wraps: bool) -> torch.Tensor:

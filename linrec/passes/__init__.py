@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from linrec.passes.base import Observer, Pass, PassResult, Pipeline
 from linrec.passes.decompose import Decompose
+from linrec.passes.draw import DrawAhead
 from linrec.passes.hoist import Hoist
 from linrec.passes.lower import Lower
 from linrec.passes.outline import COMPILED, Outline
@@ -25,13 +26,26 @@ def standard(module: str = "", observe: Observer | None = None, pin: str = "") -
     """
     outline = (Outline(module, pin),) if pin in ("", COMPILED) else ()
     return Pipeline(
-        placed((Simplify(), Decompose(), Parts(), Sink(), *outline, Split(module), Hoist(module), Lower(module, pin))),
+        placed(
+            (
+                DrawAhead(),
+                Simplify(),
+                Decompose(),
+                Parts(),
+                Sink(),
+                *outline,
+                Split(module),
+                Hoist(module),
+                Lower(module, pin),
+            )
+        ),
         observe,
     )
 
 
 __all__ = [
     "Decompose",
+    "DrawAhead",
     "Hoist",
     "Lower",
     "Outline",

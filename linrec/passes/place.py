@@ -12,7 +12,7 @@ from linrec.passes.base import Pass
 
 P = TypeVar("P", bound=Pass)
 
-PLACES = ("simplify", "decompose", "parts", "sink", "outline", "split", "hoist", "lower")
+PLACES = ("draw", "simplify", "decompose", "parts", "sink", "outline", "split", "hoist", "lower")
 """The passes of linrec, in order."""
 
 ADDED: list[tuple[str, str, Pass]] = []
@@ -20,8 +20,8 @@ ADDED: list[tuple[str, str, Pass]] = []
 
 
 def add_pass(new: P, *, before: str = "", after: str = "", replace: bool = False) -> P:
-    """Run a pass of one's own before or after one of linrec's: "simplify", "decompose", "parts", "sink",
-    "outline", "split", "hoist" or "lower".
+    """Run a pass of one's own before or after one of linrec's: "draw", "simplify", "decompose", "parts",
+    "sink", "outline", "split", "hoist" or "lower".
 
     Args:
         new: the pass; see `linrec.Pass`.

@@ -25,7 +25,6 @@ from linrec.ir.location import location
 from linrec.ir.nodes import shape_of, value
 from linrec.ir.obstruction import Obstruction, Refused, refuse
 from linrec.ir.recurrence import Recurrence
-from linrec.ir.scan import is_random, scan_nodes, scan_of
 from linrec.ir.timeaxis import size
 from linrec.lowering.cost import pays_from
 from linrec.ops.precision import autocast_state, no_autocast
@@ -294,11 +293,6 @@ def _rewritten(
         raise refuse("LR004", "No uniform step was found that repeats with the length.", _first_location(longer))
     length_nodes = [_length_node(t, axis) for t in traces]
     graph_module = generalize(shorter, longer, length_nodes[1])
-    for node in scan_nodes(graph_module):
-        step = scan_of(graph_module, node).step
-        drawn = next((n for n in step.graph.nodes if is_random(n)), None)
-        if drawn is not None:
-            raise refuse("LR009", "Random numbers are drawn inside the loop.", location(drawn))
     shapes = _shapes(longer, axis)
     guards = _guards(longer)
     result = standard(name, options.observe, options.lowering).run(graph_module)

@@ -290,7 +290,7 @@ def test_a_pass_needs_a_name_and_a_place() -> None:
     with pytest.raises(TypeError, match=r"linrec\.Pass"):
         linrec.add_pass(Noting, before="split")  # type: ignore[type-var]
     for wrong in ({}, {"before": "split", "after": "split"}, {"before": "nowhere"}):
-        with pytest.raises(ValueError, match="simplify, decompose, parts, sink, outline, split, hoist, lower"):
+        with pytest.raises(ValueError, match="draw, simplify, decompose, parts, sink, outline, split, hoist, lower"):
             linrec.add_pass(Noting(), **wrong)
 
 

@@ -73,6 +73,7 @@ IN_PARTS: dict[str, Step] = {
     "parts": lambda h, u, w: torch.complex(h.real * w[0] - h.imag * w[1] + u, h.imag * w[0] + h.real * w[1]),
     "view_as_real": lambda h, u, w: torch.view_as_complex(torch.view_as_real(h * c(w)) * u.sigmoid()[..., None]) + u,
     "real part": lambda h, u, w: h * c(w) + (h * u).real * 0.2 + 1j * u,
+    "parts that do not meet": lambda h, u, w: 0.5 * h.conj() + torch.complex(u, u.tanh()),
     "half a spectrum": lambda h, u, w: torch.fft.rfft(torch.fft.irfft(h, n=6) * 0.5, dim=-1) + u,
 }
 

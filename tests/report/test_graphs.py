@@ -29,6 +29,7 @@ def test_stages(name: str) -> None:
     stages = linrec.passes.trace(case.function, *case.inputs)
     assert [s.name for s in stages] == [
         "input",
+        "draw",
         "simplify",
         "decompose",
         "parts",

@@ -208,22 +208,54 @@ def pair(gated: Pair) -> Pair:
     return gated
 
 
-def test_dropout_in_the_step_stays() -> None:
-    """The draws of a step come in the loop's order, so the loop stays, with the reason."""
+def test_dropout_in_the_step() -> None:
+    """With the loop's numbers for the same seed, and the generator in the loop's state afterwards."""
 
     class Dropped(Gated):
         def step(self, x: Tensor, h: Tensor) -> Tensor:
             return super().step(nn.functional.dropout(x, 0.5, self.training), h)
 
-    found = []
-    model = linrec.parallelize(build(Dropped))
-    for each in (model, model, build(Dropped)):
-        torch.manual_seed(3)
-        found.append(each(series()))
-    agree(found[0], found[2])
-    agree(found[1], found[2])
-    assert [each.id for each in linrec.report(model).obstructions] == ["LR009"]
+    model, oracle = linrec.parallelize(build(Dropped)), build(Dropped)
+    for length in (12, 12, 20, 60):
+        found = []
+        for each in (model, oracle):
+            torch.manual_seed(3)
+            found.append((each(series(2, length)), torch.rand(2)))
+        agree(*found)
+    assert linrec.report(model).parallel
+    assert not linrec.report(model).obstructions
     same(model.eval(), build(Dropped).eval(), series())
+
+
+def test_noise_that_fills_tensors_in_place() -> None:
+    class Noisy(Gated):
+        def step(self, x: Tensor, h: Tensor) -> Tensor:
+            kept = torch.empty_like(h).bernoulli_(0.7)
+            noise = torch.empty_like(x).normal_(0.0, 0.1) + torch.empty_like(x).uniform_(-1, 1).exponential_(3.0)
+            return super().step(nn.functional.dropout(x, 0.2, inplace=False) + noise, h * kept)
+
+    model, oracle = linrec.parallelize(build(Noisy)), build(Noisy)
+    for length in (12, 20, 60):
+        found = []
+        for each in (model, oracle):
+            torch.manual_seed(3)
+            found.append((each(series(2, length)), torch.rand(2)))
+        agree(*found)
+    assert linrec.report(model).parallel, str(linrec.report(model))
+
+
+def test_numbers_that_depend_on_the_state_stay() -> None:
+    class Noisy(Gated):
+        def step(self, x: Tensor, h: Tensor) -> Tensor:
+            return super().step(x, h) + torch.bernoulli(torch.sigmoid(h))
+
+    model, oracle = linrec.parallelize(build(Noisy)), build(Noisy)
+    found = []
+    for each in (model, oracle):
+        torch.manual_seed(3)
+        found.append((each(series(2, 20)), torch.rand(2)))
+    agree(*found)
+    assert [each.id for each in linrec.report(model).obstructions] == ["LR009"]
 
 
 def test_noise_before_the_loop() -> None:
