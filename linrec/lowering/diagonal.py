@@ -74,7 +74,7 @@ class DiagonalScan(Lowering):
 def _kept(recurrence: LinearRecurrence, site: Site) -> fx.Node | None:
     """Where the old state is read at all, for a recurrence whose every linear term is masked (a reset)."""
     terms = recurrence.linear_terms()
-    if not all(m.of_kind("mask", "unmask") for m in terms):
+    if not terms or not all(m.of_kind("mask", "unmask") for m in terms):
         return None
     emitter = site.emitter(recurrence)
     masks = tuple(Monomial(1, tuple(m.of_kind("mask", "unmask"))) for m in terms)

@@ -18,6 +18,7 @@ from linrec.capture.discover import SHORT, TimeAxis, find_time
 from linrec.capture.generalize import generalize
 from linrec.capture.normalize import normalize
 from linrec.capture.probe import READS_REQUIRES_GRAD, attribute_reads, record, resize, undone
+from linrec.capture.questions import questions
 from linrec.capture.reroll import reroll
 from linrec.capture.trace import Trace, trace
 from linrec.ir.extension import Extension
@@ -32,6 +33,7 @@ from linrec.passes import involved, standard
 from linrec.passes.base import Observer
 from linrec.runtime.plan import Plan, TimeDim, gradient_flags, lookup
 from linrec.runtime.state import frozen_state
+from linrec.runtime.surroundings import surroundings
 from linrec.runtime.validate import validate
 
 Varied = list[set[int]]
@@ -119,6 +121,16 @@ def _compile(
 ) -> Plan:
     tensors = [x for x in leaves if isinstance(x, Tensor)]
     flags = gradient_flags(module, tensors) if _reads_gradient_flags(module, forward, spec, leaves, axis) else None
+    before = surroundings(list(module.modules()))
+    asked = questions(module, forward, spec, leaves, axis.dims)
+    changed = [
+        name for (name, old), (_, new) in zip(before, surroundings(list(module.modules())), strict=True) if old != new
+    ]
+    if changed:
+        raise refuse("LR013", f"forward changes '{changed[0]}', which its code also reads.")
+    if asked.value:
+        text = f"forward reads the numbers of a tensor by '{asked.value}', and they may be others at the next call."
+        raise refuse("LR015", text)
     key = _fingerprint(module, forward, spec, leaves, axis, varied)
     known = options.shared.get(key) if key is not None else None
     if known is not None and known[0].fits(tensors):
@@ -136,7 +148,7 @@ def _compile(
             if refused.obstruction.id not in ("LR004", "LR005"):
                 break
             continue
-        plan.flags = flags
+        plan.flags, plan.asks_length = flags, asked.length
         if key is not None:
             options.shared[key] = (plan, frozen_state(module, _read_by(module, forward, spec, leaves, axis)))
         return plan
@@ -182,8 +194,9 @@ def _adopt(plan: Plan, axis: TimeAxis, name: str, same_state: bool) -> Plan:
     is the same: two modules may differ in a threshold that short runs do not reach."""
     entries = [replace(r, module=name) for r in plan.recurrences]
     checked = plan.checked if same_state else 0
+    seen = set(plan.seen) if same_state else set()
     broken = plan.broken_from if same_state else None
-    return replace(plan, axis=axis, recurrences=entries, checked=checked, broken_from=broken)
+    return replace(plan, axis=axis, recurrences=entries, checked=checked, seen=seen, broken_from=broken)
 
 
 def _read_by(module: nn.Module, forward: Any, spec: Any, leaves: Sequence[Any], axis: TimeAxis) -> set[str]:

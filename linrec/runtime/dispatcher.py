@@ -337,7 +337,7 @@ class Dispatcher:
         length = plan.length(tensors)
         if length < plan.pays_from:
             return None, length
-        unchecked = self.settings.options.validate and length > plan.checked
+        unchecked = self.settings.options.validate and not plan.is_checked(length)
         return (None if unchecked and self._check(plan, spec, leaves, length) else plan), length
 
     def _transformed(self, args: Any, kwargs: Any) -> Any:
@@ -348,7 +348,7 @@ class Dispatcher:
         if all(type(x) in (*PLAIN, Tensor, nn.Parameter) for x in leaves):
             found = self.compiled.get(signature(self.module, leaves, spec))
             plan = self._admitted(found, tensors) if found else None
-            checked = plan is not None and (plan.length(tensors) <= plan.checked or not self.settings.options.validate)
+            checked = plan is not None and (plan.is_checked(plan.length(tensors)) or not self.settings.options.validate)
             if plan is not None and checked and not plan.has_effects:
                 try:
                     with torch_forms():
@@ -428,7 +428,8 @@ class Dispatcher:
                 return Obstruction("LR014", "", "another thread is compiling.")
             problem = check_length(plan, self.module, self.original, spec, leaves, length)
         if problem is None:
-            plan.checked = length
+            plan.checked = max(plan.checked, length)
+            plan.seen.add(length)
         else:
             self._broken(plan, length, problem)
         return problem

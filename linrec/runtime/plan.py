@@ -39,6 +39,8 @@ class Plan:
         flags: which tensors required gradient, where forward asks; None where it does not.
         broken_from: the length from which on the plan must not be used, with the reason.
         pays_from: the length from which on the plan is expected to be faster than the loop.
+        asks_length: whether forward compares or divides the number of steps: then every length is checked once.
+        seen: the lengths that were checked.
         mixed: whether autocast decided on dtypes; its casts are operators of the graph, which runs without it.
     """
 
@@ -60,6 +62,8 @@ class Plan:
     signature_counts: Any = None
     mixed: bool = False
     pays_from: int = 0
+    asks_length: bool = False
+    seen: set[int] = field(default_factory=set)
 
     def admits(self, module: nn.Module, tensors: Sequence[Tensor], length: int) -> bool:
         """Whether the guards hold for these tensor leaves."""
@@ -86,6 +90,10 @@ class Plan:
                 if not isinstance(value, Tensor) or (value.dtype, value.shape, value.device) != expected:
                     return False
         return True
+
+    def is_checked(self, length: int) -> bool:
+        """Whether the original was seen to do at this length what its short traces predict."""
+        return length in self.seen if self.asks_length else length <= self.checked
 
     def length(self, tensors: Sequence[Tensor]) -> int:
         """The length of a call, from its tensor leaves."""

@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 
 from linrec.ops.precision import autocast_state
 from linrec.runtime.state import frozen_state
+from linrec.runtime.surroundings import surroundings
 
 PLAIN = (int, float, complex, bool, str, type(None))
 
@@ -69,9 +70,26 @@ def signature(module: nn.Module, leaves: list[Any], spec: Any) -> Hashable:
         else:
             parts.append((type(x), x))
     parts.append(frozen_state(module, modules=modules))
+    parts.append(_held(modules, leaves))
+    parts.append(surroundings(modules))
     parts.append(global_hooks())
     parts.append(any(hooked(sub) for sub in modules[1:]))
     return tuple(parts)
+
+
+def _held(modules: list[nn.Module], leaves: list[Any]) -> Hashable:
+    """The tensors that modules hold as plain attributes, such as a state from the last call: forward may ask whether
+    their sizes are those of its arguments, and start anew where they are not."""
+    found: list[Hashable] = []
+    sizes: list[int] | None = None
+    for sub in modules:
+        for name, value in sub.__dict__.items():
+            if isinstance(value, Tensor):
+                if sizes is None:
+                    sizes = [size for x in leaves if isinstance(x, Tensor) for size in x.shape]
+                where = tuple(sizes.index(size) if size in sizes else -1 for size in value.shape)
+                found.append((name, value.dtype, value.device, where))
+    return tuple(found)
 
 
 def global_hooks() -> bool:

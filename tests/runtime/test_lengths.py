@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import linrec
 
-from .samples import WIDTH, Gated, agree, assert_parallel, build, compiled, same, series, steps_of
+from .samples import TALLY, WIDTH, Gated, agree, assert_parallel, build, compiled, same, series, steps_of
 
 Pair = tuple[nn.Module, nn.Module]
 
@@ -213,7 +213,7 @@ class AnyWidth(nn.Module):
         """The states of all steps: x (B, T, width) -> (B, T, width)."""
         h, out = torch.zeros_like(x[:, 0]), []
         for t in range(x.shape[1]):
-            Gated.steps += 1
+            TALLY.steps += 1
             h = 0.5 * (h.roll(1, -1) if self.mixing else h) + x[:, t]
             out.append(h)
         return torch.stack(out, 1)

@@ -1,0 +1,129 @@
+"""What forward asks of a call besides the operators that it runs: comparisons and divisions of the number of steps, on
+which it may decide something that shows at some lengths only, and the numbers in tensors, which a trace would take for
+fixed."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+
+from linrec.capture.probe import Dims, resize, undone
+
+_LENGTHS = (11, 4)
+"""Numbers of steps at which forward is watched, the first that it takes: rarely the size of something else."""
+_SHAPE: Any = Tensor.shape.__get__  # type: ignore[attr-defined]
+_READS = frozenset(
+    ("item", "tolist", "numpy", "__float__", "__int__", "__bool__", "__index__", "__complex__", "__array__")
+)
+_local = threading.local()
+
+
+@dataclass
+class Questions:
+    """What forward asked.
+
+    Attributes:
+        length: whether it compared or divided the number of steps, took its remainder, or the like.
+        value: the method by which it read the numbers of a tensor that is neither a parameter nor a buffer, or "".
+    """
+
+    length: bool = False
+    value: str = ""
+
+
+class _Length(int):
+    """A number of steps. Sums and products with other numbers are lengths again; what else is done with it is noted."""
+
+    form: tuple[int, int] = (1, 0)
+    """The factor and the summand that made this number of the number of steps."""
+
+
+def _made(number: int, form: tuple[int, int]) -> _Length:
+    new = _Length(number)
+    new.form = form
+    return new
+
+
+def _kept(name: str, form: Callable[[tuple[int, int], int], tuple[int, int]]) -> None:
+    plain = getattr(int, name)
+
+    def method(self: _Length, other: Any) -> Any:
+        result = plain(self, other)
+        if type(other) is int and result is not NotImplemented:
+            return _made(result, form(self.form, other))
+        return result
+
+    setattr(_Length, name, method)
+
+
+def _noted(name: str) -> None:
+    plain = getattr(int, name)
+
+    def method(self: _Length, *others: Any) -> Any:
+        same = name in ("__eq__", "__ne__", "__le__", "__ge__") and isinstance(others[0], _Length)
+        if not (same and others[0].form == self.form):  # equal lengths of two inputs are equal at every length
+            _local.asked = True
+        return plain(self, *others)
+
+    setattr(_Length, name, method)
+
+
+for _name in ("__add__", "__radd__"):
+    _kept(_name, lambda f, n: (f[0], f[1] + n))
+_kept("__sub__", lambda f, n: (f[0], f[1] - n))
+_kept("__rsub__", lambda f, n: (-f[0], n - f[1]))
+for _name in ("__mul__", "__rmul__"):
+    _kept(_name, lambda f, n: (f[0] * n, f[1] * n))
+for _name in ("eq", "ne", "lt", "le", "gt", "ge", "hash", "bool", "mod", "rmod", "floordiv", "rfloordiv", "truediv"):
+    _noted(f"__{_name}__")
+for _name in ("rtruediv", "divmod", "rdivmod", "pow", "rpow", "float", "and", "rand", "or", "ror", "xor", "rxor"):
+    _noted(f"__{_name}__")
+for _name in ("rshift", "rrshift", "lshift", "rlshift", "str", "repr", "format"):
+    _noted(f"__{_name}__")
+
+
+class _Watch(TorchFunctionMode):
+    def __init__(self, length: int, own: set[int], found: Questions) -> None:
+        super().__init__()
+        self.length, self.own, self.found = length, own, found
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        name = getattr(func, "__name__", "")
+        if func == _SHAPE or name == "size":
+            return self._lengths(out)
+        if name == "__len__" and out == self.length:
+            self.found.length = True  # what becomes of the number cannot be seen
+        elif name in _READS and isinstance(args[0], Tensor) and id(args[0]) not in self.own:
+            self.found.value = name
+        return out
+
+    def _lengths(self, size: Any) -> Any:
+        if isinstance(size, torch.Size):
+            return torch.Size([self._lengths(s) for s in size])
+        return _Length(size) if type(size) is int and size == self.length else size
+
+
+def questions(module: nn.Module, forward: Any, spec: Any, leaves: Sequence[Any], dims: Dims) -> Questions:
+    """Watch one short run of forward."""
+    own = {id(t) for t in (*module.parameters(), *module.buffers())}
+    for length in _LENGTHS:
+        found = Questions()
+        sized = resize(leaves, dims, length)
+        args, kwargs = pytree.tree_unflatten(sized, spec)
+        _local.asked = False
+        try:
+            with undone(module, sized), _Watch(length, own, found):
+                forward(*args, **kwargs)
+        except Exception:  # a length that the model does not take, or a number that it cannot use
+            continue
+        found.length |= _local.asked
+        return found
+    return Questions(length=True)

@@ -1,0 +1,141 @@
+"""Plain values that the code of a module reads from elsewhere: globals of its file, attributes of classes, variables
+of the function that a class is defined in. A plan takes them for fixed, so it holds while they are what they were."""
+
+from __future__ import annotations
+
+import functools
+import os
+import types
+from collections.abc import Callable, Hashable, Iterator
+from typing import Any
+
+from torch import Tensor, nn
+
+_FOREIGN = frozenset(
+    (
+        "torch",
+        "numpy",
+        "builtins",
+        "math",
+        "typing",
+        "collections",
+        "functools",
+        "itertools",
+        "os",
+        "sys",
+        "linrec",
+        "abc",
+    )
+)
+"""Packages whose own globals no model changes between two calls."""
+_PLAIN = (int, float, complex, bool, str, bytes, type(None))
+_CONTAINERS = (list, dict, tuple, set, frozenset)
+_MAX_ITEMS = 64
+_MAX_POINTS = 256
+
+Point = tuple[str, Callable[[], Any]]
+"""A name, and what reads the value."""
+
+
+def surroundings(modules: list[nn.Module]) -> tuple[tuple[str, Hashable], ...]:
+    """What the code of these modules can read besides their own attributes, as it is now, by name."""
+    classes = frozenset([type(m) for m in modules])
+    own = frozenset([v for m in modules for v in m.__dict__.values() if type(v) is types.FunctionType])
+    return tuple([(name, _frozen(read(), 2)) for name, read in _points(classes, own)])
+
+
+class _Gone:
+    """What a variable has that is not set."""
+
+
+@functools.lru_cache(maxsize=128)
+def _points(classes: frozenset[type], own: frozenset[types.FunctionType]) -> tuple[Point, ...]:
+    found: dict[tuple[int, str], Point] = {}
+    seen: set[int] = set()
+    functions = list(own)
+    for cls in sorted(classes, key=lambda c: f"{c.__module__}.{c.__qualname__}"):
+        for base in cls.__mro__:
+            if _is_foreign(base.__module__):
+                continue
+            for name, value in list(vars(base).items()):
+                functions += _functions_of(value)
+                if not name.startswith("__") and _is_state(value):
+                    found[id(cls), name] = (name, functools.partial(getattr, cls, name, _Gone))
+    while functions and len(found) < _MAX_POINTS:
+        function = functions.pop()
+        if id(function.__code__) in seen or _is_foreign(function.__module__ or ""):
+            continue
+        seen.add(id(function.__code__))
+        for cell, name in zip(function.__closure__ or (), function.__code__.co_freevars, strict=True):
+            content = _content(cell)
+            functions += _functions_of(content)
+            if _is_state(content):
+                found[id(cell), name] = (name, functools.partial(_content, cell))
+        names = set(_names(function.__code__))
+        if names & {"environ", "getenv"}:
+            found[0, "environ"] = ("os.environ", lambda: tuple(sorted(os.environ.items())))
+        for name in sorted(names & function.__globals__.keys()):
+            value = function.__globals__[name]
+            functions += _functions_of(value)
+            if _is_state(value):
+                found[id(function.__globals__), name] = (name, functools.partial(function.__globals__.get, name, _Gone))
+            elif isinstance(value, (types.ModuleType, type)) and not _is_foreign(_module_of(value)):
+                for inner in sorted(names & vars(value).keys()):
+                    functions += _functions_of(vars(value)[inner])
+                    if _is_state(vars(value)[inner]):
+                        found[id(value), inner] = (inner, functools.partial(getattr, value, inner, _Gone))
+    return tuple(found.values())
+
+
+def _is_foreign(module: str) -> bool:
+    return module.partition(".")[0] in _FOREIGN
+
+
+def _module_of(value: Any) -> str:
+    return str(value.__name__ if isinstance(value, types.ModuleType) else value.__module__)
+
+
+def _functions_of(value: Any) -> list[types.FunctionType]:
+    """The Python functions that a value is or wraps."""
+    if isinstance(value, (staticmethod, classmethod)):
+        value = value.__func__
+    if isinstance(value, property):
+        return [f for f in (value.fget,) if isinstance(f, types.FunctionType)]
+    found = []
+    while isinstance(value, types.FunctionType):
+        found.append(value)
+        value = getattr(value, "__wrapped__", None)
+    return found
+
+
+def _is_state(value: Any) -> bool:
+    return isinstance(value, (*_PLAIN, *_CONTAINERS, Tensor)) and not isinstance(value, type)
+
+
+def _content(cell: types.CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:
+        return _Gone
+
+
+def _names(code: types.CodeType) -> Iterator[str]:
+    """The names that code and the functions within it look up."""
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _names(constant)
+
+
+def _frozen(value: Any, depth: int) -> Hashable:
+    if type(value) in _PLAIN:
+        return (type(value), value)
+    if isinstance(value, Tensor):
+        return ("tensor", id(value))  # a plan reads the numbers of such a tensor at every call
+    if not isinstance(value, _CONTAINERS) or len(value) > _MAX_ITEMS or depth == 0:
+        return ("object", id(value), len(value) if isinstance(value, _CONTAINERS) else 0)
+    if isinstance(value, dict):
+        return (dict, tuple([(repr(k), _frozen(v, depth - 1)) for k, v in value.items()]))
+    if isinstance(value, (set, frozenset)):
+        return (set, tuple(sorted(map(repr, value))))
+    return (type(value), tuple([_frozen(v, depth - 1) for v in value]))
