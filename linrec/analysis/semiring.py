@@ -57,6 +57,8 @@ def semiring_of(step: fx.GraphModule, component: Component) -> SemiringRecurrenc
         free = [a for a in node.args if (isinstance(a, fx.Node) and a not in inside) or type(a) in (int, float)]
         if len(inside) != 1 or len(free) != 1 or node.kwargs or len(node.args) != 2:
             return None
+        if not isinstance(value(inside[0]), torch.Tensor):  # one of several results
+            return None
         if shape_of(inside[0]) != shape_of(node) or value(inside[0]).dtype != value(node).dtype:
             return None
         if node.target is aten.add.Tensor:

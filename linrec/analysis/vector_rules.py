@@ -45,7 +45,6 @@ for _target in (
     aten.zeros_like.default,
     aten.ones_like.default,
     aten.full_like.default,
-    aten.matrix_exp.default,
     aten.linalg_inv.default,
     aten.mT.default,
     aten.one_hot.default,
@@ -191,6 +190,12 @@ def _fourier(v: Vectorizer, node: fx.Node, x: Steps, *args: Any, **kwargs: Any) 
     with value(x.node).fake_mode:
         val = value(x.node).new_empty((value(x.node).shape[0], *value(node).shape), dtype=value(node).dtype)
     return emit(v.graph, v.before, node.target, given, node, named, val)
+
+
+@vector_rule(aten.matrix_exp.default)
+def _matrix_exp(v: Vectorizer, node: fx.Node, x: Steps) -> fx.Node:
+    """Of matrices that lie in order: torch's own fails on others where there are several batch dimensions."""
+    return v.emit(aten.matrix_exp.default, (v.emit(aten.contiguous.default, (x.node,), node),), node)
 
 
 @vector_rule(aten.sum.default, aten.mean.default)

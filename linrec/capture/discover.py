@@ -50,10 +50,12 @@ def candidates(leaves: Sequence[Any]) -> Iterator[tuple[int, int, Dims]]:
                 {j: {e: 0 for e in range(y.dim()) if y.shape[e] == size} for j, y in tensors},
                 {j: {d: 0} for j, y in tensors if d < y.dim() and y.shape[d] == size},
                 {i: {d: 0}},
+                # With one step more or less, as values have beside rewards.
+                {j: {d: y.shape[d] - size} for j, y in tensors if d < y.dim() and abs(y.shape[d] - size) <= 1},
             )
             for group in groups:
                 kept = {j: dims for j, dims in group.items() if dims}
-                key = tuple((j, tuple(dims)) for j, dims in kept.items())
+                key = tuple((j, tuple(dims.items())) for j, dims in kept.items())
                 if key not in seen:
                     seen.add(key)
                     yield i, d, kept

@@ -5,28 +5,14 @@ from __future__ import annotations
 
 import functools
 import os
+import sys
 import types
 from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
 from torch import Tensor, nn
 
-_FOREIGN = frozenset(
-    (
-        "torch",
-        "numpy",
-        "builtins",
-        "math",
-        "typing",
-        "collections",
-        "functools",
-        "itertools",
-        "os",
-        "sys",
-        "linrec",
-        "abc",
-    )
-)
+_FOREIGN = sys.stdlib_module_names | {"torch", "numpy", "linrec"}
 """Packages whose own globals no model changes between two calls."""
 _PLAIN = (int, float, complex, bool, str, bytes, type(None))
 _CONTAINERS = (list, dict, tuple, set, frozenset)

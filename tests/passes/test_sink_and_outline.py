@@ -136,3 +136,15 @@ def test_the_number_of_a_step_has_the_precision_of_the_state() -> None:
     x = torch.randn(2, 40, D, dtype=torch.float64)
     (found,) = pytree.tree_leaves(graph_module(x))
     torch.testing.assert_close(found, loop(x), rtol=1e-14, atol=1e-14)
+
+
+def test_a_state_taken_from_several_results() -> None:
+    def viterbi(x: Tensor, w: Tensor) -> Tensor:
+        best, out = x[:, 0], []
+        for t in range(1, x.shape[1]):
+            score, _ = (best.unsqueeze(2) + w).max(1)
+            best = score + x[:, t]
+            out.append(best)
+        return torch.stack(out, 1)
+
+    rewritten(viterbi, W)

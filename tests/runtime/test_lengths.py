@@ -250,3 +250,24 @@ def test_layers_of_two_widths() -> None:
     same(model, oracle, series(2, 12))
     assert steps_of(lambda: model(series(2, 12))) == 0
     assert_parallel(model)
+
+
+class Advantages(nn.Module):
+    """Generalised advantages, backwards in time: rewards (T, B), values (T + 1, B)."""
+
+    def forward(self, rewards: Tensor, values: Tensor) -> Tensor:
+        deltas = rewards + 0.9 * values[1:] - values[:-1]
+        h, out = torch.zeros_like(rewards[0]), []
+        for t in reversed(range(rewards.shape[0])):
+            h = deltas[t] + 0.8 * h
+            out.insert(0, h)
+        return torch.stack(out) + values[:-1]
+
+
+def test_an_input_with_one_step_more() -> None:
+    ours, oracle = linrec.parallelize(Advantages()), Advantages()
+    for length, batch in ((24, 2), (37, 3), (60, 2)):
+        x, v = (torch.randn(n, batch, dtype=torch.float64, requires_grad=True) for n in (length, length + 1))
+        found = [torch.autograd.grad(each(x, v).square().sum(), (x, v)) for each in (ours, oracle)]
+        agree(*found)
+    assert linrec.report(ours).parallel, str(linrec.report(ours))
