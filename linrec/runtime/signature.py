@@ -3,6 +3,8 @@ besides their sizes."""
 
 from __future__ import annotations
 
+import types
+from collections import OrderedDict
 from collections.abc import Hashable
 from typing import Any
 
@@ -77,6 +79,12 @@ def signature(module: nn.Module, leaves: list[Any], spec: Any) -> Hashable:
     return tuple(parts)
 
 
+_NO_TENSORS = frozenset(
+    [*PLAIN[:-1], type(None), dict, OrderedDict, set, list, tuple, types.FunctionType, types.MethodType]
+)
+"""Types that are surely none, which is quicker to see than that they are."""
+
+
 def _held(modules: list[nn.Module], leaves: list[Any]) -> Hashable:
     """The tensors that modules hold as plain attributes, such as a state from the last call: forward may ask whether
     their sizes are those of its arguments, and start anew where they are not."""
@@ -84,7 +92,7 @@ def _held(modules: list[nn.Module], leaves: list[Any]) -> Hashable:
     sizes: list[int] | None = None
     for sub in modules:
         for name, value in sub.__dict__.items():
-            if isinstance(value, Tensor):
+            if type(value) not in _NO_TENSORS and isinstance(value, Tensor):
                 if sizes is None:
                     sizes = [size for x in leaves if isinstance(x, Tensor) for size in x.shape]
                 where = tuple(sizes.index(size) if size in sizes else -1 for size in value.shape)
