@@ -36,7 +36,7 @@ SLOW = (
 )
 """What `make test` leaves to `make test-all`, so that it stays within minutes on two cores."""
 
-ONE_IN = {"tests/models/test_parallel.py": 3, "tests/lowering/test_lowerings.py": 2, "tests/loops/": 15}
+ONE_IN = {"tests/models/test_parallel.py": 4, "tests/lowering/test_lowerings.py": 3, "tests/loops/": 15}
 """Of these files and folders it runs one test in so many; always the same ones."""
 
 

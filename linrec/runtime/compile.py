@@ -128,12 +128,9 @@ def _compile(
     ]
     if changed:
         raise refuse("LR013", f"forward changes '{changed[0]}', which its code also reads.")
-    if asked.value:
-        text = f"forward reads the numbers of a tensor by '{asked.value}', and they may be others at the next call."
-        raise refuse("LR015", text)
     key = _fingerprint(module, forward, spec, leaves, axis, varied)
     known = options.shared.get(key) if key is not None else None
-    if known is not None and known[0].fits(tensors):
+    if known is not None and known[0].fits(tensors) and not asked.value:
         plan, state = known
         same_state = state == frozen_state(module, _read_by(module, forward, spec, leaves, axis))
         return replace(_adopt(plan, axis, name, same_state), flags=flags)
@@ -148,6 +145,9 @@ def _compile(
             if refused.obstruction.id not in ("LR004", "LR005"):
                 break
             continue
+        if asked.value:  # not before: where the numbers come of the input, tracing says more
+            text = f"forward reads the numbers of a tensor by '{asked.value}', and they may be others at the next call."
+            raise refuse("LR015", text)
         plan.flags, plan.asks_length = flags, asked.length
         if key is not None:
             options.shared[key] = (plan, frozen_state(module, _read_by(module, forward, spec, leaves, axis)))
