@@ -14,11 +14,13 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from linrec.capture.discover import SHORT
 from linrec.capture.probe import Dims, resize, undone
 
 _LENGTHS = (11, 4)
 """Numbers of steps at which forward is watched, the first that it takes: rarely the size of something else."""
 _SHAPE: Any = Tensor.shape.__get__  # type: ignore[attr-defined]
+_COMPARISONS = frozenset(("__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__"))
 _READS = frozenset(
     ("item", "tolist", "numpy", "__float__", "__int__", "__bool__", "__index__", "__complex__", "__array__")
 )
@@ -63,12 +65,20 @@ def _kept(name: str, form: Callable[[tuple[int, int], int], tuple[int, int]]) ->
     setattr(_Length, name, method)
 
 
+def _is_settled(length: _Length, other: Any) -> bool:
+    """Whether a comparison has the same answer at every length that plans are for: lengths of two inputs that are equal
+    are so always, and ``T == 1`` never holds."""
+    if isinstance(other, _Length):
+        return other.form == length.form
+    factor, summand = length.form
+    return type(other) is int and factor == 1 and other - summand < SHORT
+
+
 def _noted(name: str) -> None:
     plain = getattr(int, name)
 
     def method(self: _Length, *others: Any) -> Any:
-        same = name in ("__eq__", "__ne__", "__le__", "__ge__") and isinstance(others[0], _Length)
-        if not (same and others[0].form == self.form):  # equal lengths of two inputs are equal at every length
+        if not (name in _COMPARISONS and _is_settled(self, others[0])):
             _local.asked = True
         return plain(self, *others)
 

@@ -206,8 +206,21 @@ def test_a_length_that_is_asked_for_is_checked(how: str) -> None:
             same(ours, oracle, series(2, length))
 
 
-def test_a_length_that_is_not_asked_for_is_checked_once_for_all_below(monkeypatch: pytest.MonkeyPatch) -> None:
-    ours, oracle = linrec.parallelize(Leaky()), Leaky()
+class Stepwise(Leaky):
+    """Asks what is the same at every length that a plan is for."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert x.shape[1] == x.clone().size(1)
+        if x.shape[1] == 1 or x.shape[1] - 1 <= 0:
+            return x
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("kind", [Leaky, Stepwise])
+def test_a_length_that_is_not_asked_for_is_checked_once_for_all_below(
+    kind: type[Leaky], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, oracle = linrec.parallelize(kind()), kind()
     steps = itertools.count()
     gain = Leaky.gain
     monkeypatch.setattr(Leaky, "gain", lambda self: gain(self) if next(steps) >= 0 else None)
