@@ -25,22 +25,8 @@ def standard(module: str = "", observe: Observer | None = None, pin: str = "") -
         pin: the lowering to use wherever it applies; "loop" for none, "compiled loop" for generated kernels.
     """
     outline = (Outline(module, pin),) if pin in ("", COMPILED) else ()
-    return Pipeline(
-        placed(
-            (
-                DrawAhead(),
-                Simplify(),
-                Decompose(),
-                Parts(),
-                Sink(),
-                *outline,
-                Split(module),
-                Hoist(module),
-                Lower(module, pin),
-            )
-        ),
-        observe,
-    )
+    steps = (DrawAhead(), Simplify(), Decompose(), Parts(), Sink(), *outline)
+    return Pipeline(placed((*steps, Split(module), Hoist(module), Lower(module, pin))), observe)
 
 
 __all__ = [

@@ -3,6 +3,7 @@ tensordot, tile, kron, diff, conv_transpose1d, ..."""
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,9 +61,9 @@ class Decompose(Pass):
         modified = False
         for node in scan_nodes(graph_module):
             scan = scan_of(graph_module, node)
-            reads = dependencies(scan.step, scan.carries)
-            for inner in list(scan.step.graph.nodes):
-                if inner.op == "call_function" and reads[inner] and _is_composed(inner):
+            for inner in [n for n in scan.step.graph.nodes if n.op == "call_function" and _is_composed(n)]:
+                reads = dependencies(scan.step, scan.carries)  # anew: what one reads may just have been written out
+                if reads[inner]:
                     modified |= _write_out(scan.step.graph, inner, {n for n in inner.all_input_nodes if reads[n]})
         return PassResult(graph_module, modified)
 
@@ -78,6 +79,8 @@ def _write_out(graph: fx.Graph, node: fx.Node, stateful: set[fx.Node]) -> bool:
     try:
         body = _traced(graph, node)
         if not _helps(node, body, stateful):
+            return False
+        if isinstance(value(node), (tuple, list)) and any(user.target is not operator.getitem for user in node.users):
             return False
         result = _copied(graph, node, body)
     except Exception:  # whatever torch's tracing has against it: the operator stays as it is

@@ -126,7 +126,7 @@ def _take_out(graph_module: fx.GraphModule, view: ScanView, drawn: list[fx.Node]
 
 def _draw(node: fx.Node) -> Draw | None:
     known = _DRAWS.get(node.target)
-    draw = known(_named(node)) if known else None
+    draw = known(_named(node)) if known and _named(node).get("generator") is None else None
     if draw is None or any(isinstance(p, fx.Node) for p in draw.params):
         return None
     return draw

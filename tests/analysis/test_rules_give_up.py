@@ -14,7 +14,8 @@ from linrec.analysis.rules import Algebra, overloads
 
 from .graphs import BATCH, StepGraph
 from .numeric import Numbers
-from .test_rules import _SINGLE, CASES, Case, F, M, S, build
+from .rule_cases import _SINGLE, CASES, Case, F, M, S
+from .test_rules import build
 
 aten = torch.ops.aten
 B = BATCH

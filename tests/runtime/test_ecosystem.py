@@ -208,6 +208,16 @@ def pair(gated: Pair) -> Pair:
     return gated
 
 
+def same_numbers(model: nn.Module, oracle: nn.Module, *lengths: int) -> None:
+    """The same results for the same seed, and the generator in the same state afterwards."""
+    for length in lengths:
+        found = []
+        for each in (model, oracle):
+            torch.manual_seed(3)
+            found.append((each(series(2, length)), torch.rand(2)))
+        agree(*found)
+
+
 def test_dropout_in_the_step() -> None:
     """With the loop's numbers for the same seed, and the generator in the loop's state afterwards."""
 
@@ -216,12 +226,7 @@ def test_dropout_in_the_step() -> None:
             return super().step(nn.functional.dropout(x, 0.5, self.training), h)
 
     model, oracle = linrec.parallelize(build(Dropped)), build(Dropped)
-    for length in (12, 12, 20, 60):
-        found = []
-        for each in (model, oracle):
-            torch.manual_seed(3)
-            found.append((each(series(2, length)), torch.rand(2)))
-        agree(*found)
+    same_numbers(model, oracle, 12, 12, 20, 60)
     assert linrec.report(model).parallel
     assert not linrec.report(model).obstructions
     same(model.eval(), build(Dropped).eval(), series())
@@ -235,12 +240,7 @@ def test_noise_that_fills_tensors_in_place() -> None:
             return super().step(nn.functional.dropout(x, 0.2, inplace=False) + noise, h * kept)
 
     model, oracle = linrec.parallelize(build(Noisy)), build(Noisy)
-    for length in (12, 20, 60):
-        found = []
-        for each in (model, oracle):
-            torch.manual_seed(3)
-            found.append((each(series(2, length)), torch.rand(2)))
-        agree(*found)
+    same_numbers(model, oracle, 12, 20, 60)
     assert linrec.report(model).parallel, str(linrec.report(model))
 
 
@@ -264,10 +264,5 @@ def test_noise_before_the_loop() -> None:
             return super().forward(x + torch.randn_like(x))
 
     model, oracle = linrec.parallelize(build(Jittered)), build(Jittered)
-    for length in (12, 12, 20):
-        found = []
-        for each in (model, oracle):
-            torch.manual_seed(3)
-            found.append((each(series(2, length)), torch.rand(2)))
-        agree(*found)
+    same_numbers(model, oracle, 12, 12, 20)
     assert_parallel(model)
