@@ -53,6 +53,9 @@ class Adjoint:
         factors: nodes that are put out for all steps, so that sums of their products are left to a matrix product.
         products: for constants with such derivatives, pairs of factors: for each its number and, for each of its
             dimensions, the constant's.
+        ahead: the derivatives and factors, by the names of their stores, that depend on states but on no derivative by
+            a later state, as a readout's do. They are made where states are computed again, forward in time, so that
+            the loop back need not read these states, and where nothing else reads them, nobody has to keep them.
     """
 
     cotangents: dict[Key, Node] = field(default_factory=dict)
@@ -64,35 +67,58 @@ class Adjoint:
     saved: dict[Any, Node] = field(default_factory=dict)
     factors: list[Node] = field(default_factory=list)
     products: dict[Key, list[tuple[Factor, Factor]]] = field(default_factory=dict)
+    ahead: dict[Any, Node] = field(default_factory=dict)
+
+    @property
+    def keeps_states(self) -> bool:
+        """Whether the loop back reads states that have been computed again, or what was kept beside them."""
+        return bool(self.recomputed) and bool(self.needed or self.later or self.saved)
 
     @property
     def reads_outputs(self) -> bool:
         """Whether states are read where they were put out."""
         return bool(self.needed or self.later) and not self.recomputed
 
+    def names(self) -> list[Any]:
+        """What the loop back makes that is not zero: ("change", key) and ("factor", number)."""
+        every = [("change", k) for k, n in self.changes.items() if n is not None]
+        return [n for n in [*every, *(("factor", i) for i in range(len(self.factors)))] if n not in self.ahead]
+
     def nodes(self) -> list[Node]:
-        """All derivatives that are not zero."""
-        return [*(n for n in self.changes.values() if n is not None), *self.factors]
+        """The nodes of `names`."""
+        return [self._made(n) for n in self.names()]
+
+    def _made(self, name: Any) -> Node:
+        found = self.factors[name[1]] if name[0] == "factor" else self.changes[name[1]]
+        assert found is not None
+        return found
 
     def has_change(self, key: Key) -> bool:
         """Whether the derivative by an input is not zero."""
         return self.changes.get(key) is not None or key in self.products
 
     def stores(self, s: Signature) -> list[Store]:
-        """What leaves the step."""
+        """What leaves a step of the loop back."""
         found = []
         for key, change in self.changes.items():
             operand = s.inputs[key][0]
-            node = s.program.graph.literal(0.0, operand.dtype) if change is None else change
-            if change is not None or key in self.cotangents:
+            if change is None and key in self.cotangents:
+                zero = s.program.graph.literal(0.0, operand.dtype)
+                found.append(Store(("cot", key), zero.whole, operand.shape))
+            elif change is not None and ("change", key) not in self.ahead:
                 group = "cot" if key in self.cotangents else "change"
-                found.append(Store((group, key), node.whole, operand.shape))
-        return found + [Store(("factor", i), n.whole, n.shape) for i, n in enumerate(self.factors)]
+                found.append(Store((group, key), change.whole, operand.shape))
+        factors = [(("factor", i), n) for i, n in enumerate(self.factors)]
+        return found + [Store(name, n.whole, n.shape) for name, n in factors if name not in self.ahead]
 
     def recomputation(self, s: Signature) -> list[Store]:
-        """What a step computes again."""
+        """What a step does that computes states again."""
         found = [Store(("state", k), s.updates[k][1], s.updates[k][0].shape) for k in self.recomputed]
-        return found + [Store(name, node.whole, node.shape) for name, node in self.saved.items()]
+        found += [Store(name, node.whole, node.shape) for name, node in self.saved.items()]
+        for name, node in self.ahead.items():
+            shape = node.shape if name[0] == "factor" else s.inputs[name[1]][0].shape
+            found.append(Store(name, node.whole, shape))
+        return found
 
 
 def differentiable(operand: Operand) -> bool:
@@ -146,36 +172,63 @@ def adjoint(s: Signature, wanted: Wanted) -> Adjoint:
 def _provide(s: Signature, a: Adjoint) -> None:
     """Say where the values of the forward step come from."""
     graph = s.program.graph
-    keys = [k for k, change in a.changes.items() if change is not None]
+    own = {name: a._made(name) for name in a.names()}
     _stored(s, a)
     # A new state is read rather than computed again, where it is there to be read.
-    reached = set(ancestors(a.nodes()))
-    after: dict[Node, Node] = {}
-    for key, (operand, access) in s.updates.items():
-        node = access.node
-        if access == node.whole and node.op != "input" and node in reached and _cost(node) >= _WORTH_KEEPING:
-            after[node] = graph.node(
-                "input", ("later", *key), operand.dtype, operand.shape, lanes=s.carries[key][1].lanes
-            )
-    _replace(s, a, keys, after)
-    _list_reads(s, a, keys)
+    _replace(s, a, _after(s, a))
+    _list_reads(s, a)
     if not a.needed and not a.later:
         return
     if all(k in a.stored for k in (*a.needed, *a.later)):
         return
-    a.recomputed = _closure(s, {*a.needed, *a.later})
-    again = set(ancestors(s.updates[k][1].node for k in a.recomputed))
+    a.ahead = _ahead(s, a, own)
+    _list_reads(s, a)
+    a.recomputed = _closure(s, {*a.needed, *a.later}, a.ahead.values())
+    again = set(ancestors([*(s.updates[k][1].node for k in a.recomputed), *a.ahead.values()]))
     kept: dict[Node, Node] = {}
     for node in ancestors(a.nodes()):
         costly = node.op == "reduce" or (node.op == "map" and own_cost(node) >= _WORTH_KEEPING)
         if costly and node in again:
             name = ("saved", str(len(kept)), "")
             kept[node] = graph.node("input", name, node.dtype, node.shape, lanes=node.lanes)
-    _replace(s, a, keys, kept)
+    if not a.needed and not a.later and _total(kept) <= sum(4 * math.prod(o.shape) for o, _ in s.carries.values()):
+        kept = {}  # to compute these again takes less than to keep the states for their sake
+    _replace(s, a, kept)
     read = set(ancestors(a.nodes()))
     a.saved = {new.attr: old for old, new in kept.items() if new in read}
-    _list_reads(s, a, keys)
-    a.recomputed = _closure(s, {*a.needed, *a.later}, a.saved.values())
+    _list_reads(s, a)
+    a.recomputed = _closure(s, {*a.needed, *a.later}, [*a.saved.values(), *a.ahead.values()])
+
+
+def _after(s: Signature, a: Adjoint) -> dict[Node, Node]:
+    """For each new state that is read, and is more than a few instructions, an input that is to hold it."""
+    reached = set(ancestors(a.nodes()))
+    after: dict[Node, Node] = {}
+    for key, (operand, access) in s.updates.items():
+        node = access.node
+        if access == node.whole and node.op != "input" and node in reached and _cost(node) >= _WORTH_KEEPING:
+            lanes = s.carries[key][1].lanes
+            after[node] = s.program.graph.node("input", ("later", *key), operand.dtype, operand.shape, lanes=lanes)
+    return after
+
+
+def _ahead(s: Signature, a: Adjoint, own: dict[Any, Node]) -> dict[Any, Node]:
+    """What can be made forward in time, of everything that is made, by name."""
+    found = {}
+    for name, node in own.items():
+        read = {n.attr for n in ancestors([node]) if n.op == "input"}
+        of_states = any(("given", *k) in read for k in s.carries)
+        if of_states and name[1] not in a.cotangents and not any(attr[0] == "cot" for attr in read):
+            found[name] = node
+            if name[0] == "factor":
+                a.factors[name[1]] = node
+            else:
+                a.changes[name[1]] = node
+    return found
+
+
+def _total(nodes: Iterable[Node]) -> int:
+    return sum(math.prod(n.shape) * _cost(n) for n in nodes)
 
 
 def _stored(s: Signature, a: Adjoint) -> None:
@@ -187,11 +240,13 @@ def _stored(s: Signature, a: Adjoint) -> None:
                 a.stored.setdefault(key, y)
 
 
-def _replace(s: Signature, a: Adjoint, keys: list[Key], by: dict[Node, Node]) -> None:
-    found = rebuilt(s.program.graph, a.nodes(), by)
-    for key, node in zip(keys, found, strict=False):
-        a.changes[key] = node
-    a.factors = found[len(keys) :]
+def _replace(s: Signature, a: Adjoint, by: dict[Node, Node]) -> None:
+    names = a.names()
+    for (group, k), node in zip(names, rebuilt(s.program.graph, a.nodes(), by), strict=True):
+        if group == "factor":
+            a.factors[k] = node
+        else:
+            a.changes[k] = node
 
 
 def _put_off(s: Signature, a: Adjoint) -> None:
@@ -241,7 +296,7 @@ def _factors(access: Access, shape: tuple[int, ...]) -> tuple[Access, Access] | 
     return found if whole and all(f.index for f in found) else None
 
 
-def _list_reads(s: Signature, a: Adjoint, keys: list[Key]) -> None:
+def _list_reads(s: Signature, a: Adjoint) -> None:
     read = {n.attr for n in ancestors(a.nodes()) if n.op == "input"}
     a.needed = [k for k in s.carries if ("given", *k) in read]
     a.later = [k for k in s.carries if ("later", *k) in read]

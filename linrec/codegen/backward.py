@@ -5,9 +5,11 @@ one back."""
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
+
+import torch
 
 from linrec.codegen.adjoint import Adjoint, Wanted, factor_operand, partial_dtype
 from linrec.codegen.elements import KINDS
@@ -21,7 +23,14 @@ from linrec.codegen.signature import Key, Signature
 from linrec.codegen.writer import Source, Target
 
 
-def backward_kernel(s: Signature, a: Adjoint, wanted: Wanted, form: Form, along: Mapping[Any, str]) -> Kernel:
+def backward_kernel(
+    s: Signature,
+    a: Adjoint,
+    wanted: Wanted,
+    form: Form,
+    along: Mapping[Any, str],
+    owned: frozenset[Key] = frozenset(),
+) -> Kernel:
     """Write the backward kernel.
 
     Args:
@@ -30,8 +39,19 @@ def backward_kernel(s: Signature, a: Adjoint, wanted: Wanted, form: Form, along:
         along: for each tensor that has the lane along the vectors, its stride there. Tensors are named ("x", key),
             ("const", key), ("initial", key), ("stored", key) for a carry that was put out, ("grad", key) for the
             derivative by an output, ("grad_final", key) by a final state, ("change", key) for that by an input.
+        owned: the inputs that lack no lane but that along the vectors, all of which a block has: what it sums is the
+            derivative, and no other worker adds to it.
     """
-    return _Backward(s, a, wanted, form, along).run()
+    return _Backward(s, a, wanted, form, along, owned).run()
+
+
+@dataclass
+class _Lone:
+    """Sums over the lanes of a block, made anew in every step: where they are, from which byte on, and how many."""
+
+    arrays: dict[Key, int]
+    at: int
+    size: int
 
 
 @dataclass
@@ -44,8 +64,16 @@ class _Group:
 
 
 class _Backward:
-    def __init__(self, s: Signature, a: Adjoint, wanted: Wanted, form: Form, along: Mapping[Any, str]) -> None:
-        self.s, self.a, self.wanted, self.form, self.along = s, a, wanted, form, along
+    def __init__(
+        self,
+        s: Signature,
+        a: Adjoint,
+        wanted: Wanted,
+        form: Form,
+        along: Mapping[Any, str],
+        owned: frozenset[Key],
+    ) -> None:
+        self.s, self.a, self.wanted, self.form, self.along, self.owned = s, a, wanted, form, along, owned
         self.operands = {k: o for k, (o, _) in s.inputs.items()}
         self.stores = a.stores(s)
         self.again = a.recomputation(s)
@@ -91,7 +119,7 @@ class _Backward:
         for group, timed in ((s.xs, True), (s.consts, False), (s.carries, False)):
             for k in self._changed(group):
                 operand = self.operands[k]
-                partial = len(operand.lanes) < self.form.lanes
+                partial = len(operand.lanes) < self.form.lanes and k not in self.owned
                 if partial:
                     operand = replace(operand, dtype=partial_dtype(operand.dtype))
                 add(("change", k), operand, timed, partial)
@@ -114,7 +142,9 @@ class _Backward:
     def _plans(self) -> None:
         s = self.s
         xs, consts, carries = (self._changed(g) for g in (s.xs, s.consts, s.carries))
-        self.lone_xs = [k for k in xs if not self._vectors(k)]
+        lone = [k for k in xs if not self._vectors(k)]
+        self.lone_xs = [k for k in lone if ("change", k) not in self.a.ahead]
+        self.lone_ahead = [k for k in lone if ("change", k) in self.a.ahead]
         self.wide_consts = [k for k in consts if self._vectors(k)]
         self.lone_consts = [k for k in consts if not self._vectors(k)]
         self.wide_carries = [k for k in carries if self._vectors(k)]
@@ -134,6 +164,7 @@ class _Backward:
         self.step = schedule(self.stores, far)
         self.forward = schedule(self.again, far)
         self.flush_xs = self._flushing([k for k in self.lone_xs if not self._in_vectors(k)], "sum")
+        self.flush_ahead = self._flushing([k for k in self.lone_ahead if not self._in_vectors(k)], "sum")
         self.flush_wide = self._flushing(self.wide_consts, "sum")
         self.flush_lone = self._flushing(self.lone_consts, "sum")
         self.flush_carries = schedule(
@@ -143,8 +174,8 @@ class _Backward:
             ]
         )
         self.flush_lone_carries = self._flushing(self.lone_carries, "sum")
-        self.plans = [self.begin, self.step, self.forward, self.flush_xs, self.flush_wide, self.flush_lone]
-        self.plans += [self.flush_carries, self.flush_lone_carries]
+        self.plans = [self.begin, self.step, self.forward, self.flush_xs, self.flush_ahead, self.flush_wide]
+        self.plans += [self.flush_lone, self.flush_carries, self.flush_lone_carries]
 
     def _layout(self) -> Layout:
         layout = Layout(self.form.width)
@@ -167,13 +198,20 @@ class _Backward:
         self.sums.at = layout.for_chunks(self.sums.size)
         self.states = group(list(self.s.carries) if self.a.recomputed else [], carry)
         self.saved = group(list(self.a.saved), lambda name: (self.a.saved[name].dtype, self.a.saved[name].shape))
-        self.lone_at = layout.fixed
-        self.lone = {k: layout.array(*operand(k)) for k in self.lone_xs}
-        self.lone_bytes = layout.fixed - self.lone_at
+        if self.a.recomputed and not self.a.keeps_states:
+            self.passing = layout.for_chunks(self.states.size), layout.for_chunks(self.states.size)
+        self.lone = self._lone(layout, self.lone_xs, operand)
+        self.ahead = self._lone(layout, self.lone_ahead, operand)
         self.kept_at = layout.fixed
         self.kept = {k: layout.array(*operand(k)) for k in (*self.lone_consts, *self.lone_carries)}
         self.kept_bytes = layout.fixed - self.kept_at
         return layout
+
+    @staticmethod
+    def _lone(layout: Layout, keys: list[Key], operand: Callable[[Key], Any]) -> _Lone:
+        at = layout.fixed
+        arrays = {k: layout.array(*operand(k)) for k in keys}
+        return _Lone(arrays, at, layout.fixed - at)
 
     def run(self) -> Kernel:
         f, a, b = self.f, self.a, self.f.b
@@ -191,6 +229,8 @@ class _Backward:
                     if g == "grad_final"
                 }
                 f.write(self.begin, seeds, {("cot", k): m for k, m in self._members(self.cots, old).items()})
+            if a.recomputed and not a.keeps_states:
+                self._run_ahead(block)
             with b.loop(head["segments"], carried=[old, new]) as segment:
                 number = b.op("sub", b.op("sub", head["segments"], b.integer(1)), segment.index)
                 start = b.mul(number, head["segment"])
@@ -203,7 +243,7 @@ class _Backward:
                 segment.handed = time.results
             self._finish(segment.results[0])
         per_step = self.states.size + self.saved.size
-        return f.done(per_step if a.recomputed else 0, self.states.size)
+        return f.done(per_step if a.keeps_states else 0, self.states.size)
 
     def _members(self, group: _Group, region: Val) -> dict[Any, Memory]:
         found = {}
@@ -225,25 +265,78 @@ class _Backward:
     def _recompute(self, block: Val, number: Val, start: Val, stop: Val) -> tuple[Val, Val]:
         """Fill the segment's states, from its checkpoint; returns where they and what is kept beside them begin."""
         f, b, head = self.f, self.f.b, self.f.t.head
-        if not self.a.recomputed:
+        if not self.a.keeps_states:
             return b.integer(0), b.integer(0)
-        chunks, size = head["chunks"], self.states.size
         states = f.region(f.layout.per_chunk)
-        row = b.mul(chunks, b.integer(size))
+        row = b.mul(head["chunks"], b.integer(self.states.size))
         saved = f.byte(states, b.mul(b.add(head["segment"], b.integer(1)), row))
-        place = b.mul(b.add(b.mul(block, head["segments"]), number), row)
-        f.copy(states, f.byte(f._absolute("checkpoints"), place), b.mul(f.chunk_count, b.integer(size)))
+        self._from_checkpoint(states, block, number)
         with b.loop(b.op("sub", stop, start)) as time:
-            before, after = f.byte(states, b.mul(time.index, row)), None
-            after = f.byte(before, row)
-            kept = f.byte(saved, b.mul(time.index, b.mul(chunks, b.integer(self.saved.size))))
-            with f.chunks() as chunk:
-                sources = self._given(chunk, b.add(start, time.index))
-                sources |= {("given", *k): m for k, m in self._members(self.states, before).items()}
-                targets: dict[Any, Target] = {("state", k): m for k, m in self._members(self.states, after).items()}
-                targets |= self._members(self.saved, kept)
-                f.write(self.forward, sources, targets)
+            before = f.byte(states, b.mul(time.index, row))
+            kept = f.byte(saved, b.mul(time.index, b.mul(head["chunks"], b.integer(self.saved.size))))
+            self._again(b.add(start, time.index), before, f.byte(before, row), kept)
         return states, saved
+
+    def _run_ahead(self, block: Val) -> None:
+        """Go through all steps, from the first checkpoint, without keeping their states."""
+        f, b = self.f, self.f.b
+        old, new = (f.region(at) for at in self.passing)
+        self._from_checkpoint(old, block, b.integer(0))
+        with b.loop(f.t.head["steps"], carried=[old, new]) as time:
+            before, after = time.carried
+            self._again(time.index, before, after, None)
+            time.handed = [after, before]
+
+    def _from_checkpoint(self, states: Val, block: Val, number: Val) -> None:
+        f, b, head = self.f, self.f.b, self.f.t.head
+        row = b.mul(head["chunks"], b.integer(self.states.size))
+        place = b.mul(b.add(b.mul(block, head["segments"]), number), row)
+        f.copy(states, f.byte(f._absolute("checkpoints"), place), b.mul(f.chunk_count, b.integer(self.states.size)))
+
+    def _again(self, at: Val, before: Val, after: Val, kept: Val | None) -> None:
+        """Compute the states after a step again, and what is made on the way."""
+        f = self.f
+        self._clear(self.ahead)
+        with f.chunks() as chunk:
+            sources = self._given(chunk, at) | self._seeds(chunk, at)
+            sources |= {("given", *k): m for k, m in self._members(self.states, before).items()}
+            targets = self._targets(chunk, at, self.ahead)
+            targets |= {("state", k): m for k, m in self._members(self.states, after).items()}
+            if kept is not None:
+                targets |= self._members(self.saved, kept)
+            f.write(self.forward, sources, targets)
+        self._flush_steps(self.ahead, self.flush_ahead, at)
+
+    def _seeds(self, chunk: Chunk, at: Val) -> dict[Any, Source]:
+        """The derivatives by the outputs of a step."""
+        grads = {k: slot for (group, k), slot in self.slots.items() if group == "grad"}
+        return {("grad", *k): Seed(self.f.row(slot, at, chunk)) for k, slot in grads.items()}
+
+    def _targets(self, chunk: Chunk, at: Val, lone: _Lone) -> dict[Any, Target]:
+        """Where derivatives and factors of a step go, by the names of their stores."""
+        f = self.f
+        targets: dict[Any, Target] = {}
+        for k, m in self._members(self.sums, f.region(self.sums.at)).items():
+            targets["change", k] = replace(m, accumulate=True)
+        for k, offset in {**lone.arrays, **self.kept}.items():
+            if k not in self.s.carries:
+                targets["change", k] = self._sum(k, offset, chunk)
+        for k in self._changed(self.s.xs):
+            slot = self.slots["change", k]
+            targets.setdefault(("change", k), f.row(slot, at, chunk, accumulate=slot.partial))
+        return targets | {name: f.row(x, at, chunk) for name, x in self.slots.items() if name[0] == "factor"}
+
+    def _clear(self, lone: _Lone) -> None:
+        f, b = self.f, self.f.b
+        if lone.size:
+            f.clear(f.byte(f.memory, b.integer(lone.at)), b.integer(lone.size))
+
+    def _flush_steps(self, lone: _Lone, plan: Schedule, at: Val) -> None:
+        """Add the sums of a step to where they belong."""
+        self._flush(plan, {k: x for k, x in lone.arrays.items() if not self._in_vectors(k)}, at)
+        for k, offset in lone.arrays.items():
+            if self._in_vectors(k):
+                self._flush_vectors(k, offset, at)
 
     def _previous(self, k: Key, at: Val, chunk: Chunk) -> Row:
         """A state before a step: that put out one step earlier, or the initial one."""
@@ -259,19 +352,15 @@ class _Backward:
 
     def _step(self, at: Val, inside: Val, states: Val, saved: Val, cots: list[Val]) -> None:
         f, b, a, head = self.f, self.f.b, self.a, self.f.t.head
-        if self.lone_bytes:
-            f.clear(f.byte(f.memory, b.integer(self.lone_at)), b.integer(self.lone_bytes))
+        self._clear(self.lone)
         regions = None
-        if a.recomputed:
+        if a.keeps_states:
             row = b.mul(head["chunks"], b.integer(self.states.size))
             before = f.byte(states, b.mul(inside, row))
             kept = f.byte(saved, b.mul(inside, b.mul(head["chunks"], b.integer(self.saved.size))))
             regions = before, f.byte(before, row), kept
         with f.chunks() as chunk:
-            sources = self._given(chunk, at)
-            for (group, k), slot in self.slots.items():
-                if group == "grad":
-                    sources |= {("grad", *k): Seed(f.row(slot, at, chunk))}
+            sources = self._given(chunk, at) | self._seeds(chunk, at)
             sources |= {("cot", *k): m for k, m in self._members(self.cots, cots[0]).items()}
             if regions is not None:
                 sources |= {("given", *k): m for k, m in self._members(self.states, regions[0]).items()}
@@ -280,28 +369,17 @@ class _Backward:
             elif a.reads_outputs:
                 sources |= {("given", *k): self._previous(k, at, chunk) for k in a.needed}
                 sources |= {("later", *k): f.row(self.slots["stored", k], at, chunk) for k in a.later}
-            targets: dict[Any, Target] = {("cot", k): m for k, m in self._members(self.cots, cots[1]).items()}
-            for k, m in self._members(self.sums, f.region(self.sums.at)).items():
-                targets["change", k] = replace(m, accumulate=True)
-            for k, offset in {**self.lone, **self.kept}.items():
-                if k not in self.s.carries:
-                    targets["change", k] = self._sum(k, offset, chunk)
-            for k in self._changed(self.s.xs):
-                slot = self.slots["change", k]
-                targets.setdefault(("change", k), f.row(slot, at, chunk, accumulate=slot.partial))
-            targets |= {name: f.row(x, at, chunk) for name, x in self.slots.items() if name[0] == "factor"}
+            targets = self._targets(chunk, at, self.lone)
+            targets |= {("cot", k): m for k, m in self._members(self.cots, cots[1]).items()}
             f.write(self.step, sources, targets)
-        self._flush(self.flush_xs, {k: x for k, x in self.lone.items() if not self._in_vectors(k)}, at)
-        for k in self.lone_xs:
-            if self._in_vectors(k):
-                self._flush_vectors(k, at)
+        self._flush_steps(self.lone, self.flush_xs, at)
 
     def _sum(self, k: Key, offset: int, chunk: Chunk) -> Memory:
         o = self.operands[k]
         return Memory(self.f.array(offset, partial_dtype(o.dtype)), o.shape, True, chunk.mask)
 
     def _flush(self, plan: Schedule, places: Mapping[Key, int], at: Val | None) -> None:
-        """Add sums over the block's lanes to the worker's."""
+        """Add sums over the block's lanes to the worker's, or put them out where they are all that there is."""
         if not plan.nests:
             return
         f, chunk = self.f, self.f.no_chunk()
@@ -309,22 +387,24 @@ class _Backward:
         targets: dict[Any, Target] = {}
         for k, offset in places.items():
             sources |= {("sum", *k): Lanewise(replace(self._sum(k, offset, chunk), accumulate=False))}
-            targets["change", k] = f.row(self.slots["change", k], at, chunk, accumulate=True)
+            targets["change", k] = f.row(self.slots["change", k], at, chunk, accumulate=k not in self.owned)
         f.write(plan, sources, targets)
 
     def _in_vectors(self, k: Key) -> bool:
         """Whether a sum can be flushed a vector at a time: its last dimension is one of whole vectors."""
         last = self.operands[k].dims[-1:]
+        if self.slots["change", k].dtype in (torch.bfloat16, torch.float16):
+            return False
         return self.form.width > 1 and any(
             len(dim) == 1 and dim[0].lane is None and dim[0].size % self.form.width == 0 for dim in last
         )
 
-    def _flush_vectors(self, k: Key, at: Val) -> None:
-        """Add sums over the block's lanes to the worker's, which are next to each other along the last dimension."""
+    def _flush_vectors(self, k: Key, offset: int, at: Val) -> None:
+        """Do as `_flush` does where the targets are next to each other along the last dimension."""
         f, b, width, slot = self.f, self.f.b, self.form.width, self.slots["change", k]
         *outer, last = self.operands[k].shape
         kind = KINDS[slot.dtype]
-        source, target = f.byte(f.memory, b.integer(self.lone[k])), f.at_step(slot, at)
+        source, target = f.byte(f.memory, b.integer(offset)), f.at_step(slot, at)
         with contextlib.ExitStack() as loops:
             row = b.integer(0)
             for size, stride in zip(outer, f.t.inner[slot], strict=False):
@@ -338,7 +418,7 @@ class _Backward:
                 [b.load(b.element(vectors, b.integer(i * width), kind), kind, True) for i in range(width)]
             )
             place = b.element(target, b.mul(index, b.integer(width)), kind)
-            b.store(b.fadd(b.load(place, kind, True), total), place)
+            b.store(total if k in self.owned else b.fadd(b.load(place, kind, True), total), place)
 
     def _finish(self, cots: Val) -> None:
         """Write out what a block has summed."""

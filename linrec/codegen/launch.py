@@ -117,7 +117,12 @@ class Compiled:
         return self.s.inputs[key][0]
 
     def forward(
-        self, length: int, inputs: Sequence[Any], outputs: Sequence[tuple[torch.dtype, tuple[int, ...]]], keep: bool
+        self,
+        length: int,
+        inputs: Sequence[Any],
+        outputs: Sequence[tuple[torch.dtype, tuple[int, ...]]],
+        keep: bool,
+        first_only: bool = False,
     ) -> tuple[list[Tensor], Run]:
         """Run the loop.
 
@@ -126,6 +131,7 @@ class Compiled:
             inputs: of the step, the per-step ones with a leading dimension of steps.
             outputs: dtype and shape of what the step returns.
             keep: whether to keep checkpoints.
+            first_only: whether one, of the beginning, will do.
 
         Returns:
             The final carries, then the ys; what `backward` needs.
@@ -148,7 +154,7 @@ class Compiled:
         )
         chunks = self._chunks(layout, length, kernel.state)
         workers = self._workers(layout, length, chunks)
-        segment = self._segment(length, chunks, kernel.state) if keep else max(length, 1)
+        segment = self._segment(length, chunks, kernel.state) if keep and not first_only else max(length, 1)
         segments = -(-length // segment)
         blocks = layout.blocks(chunks)
         checkpoints = torch.empty(blocks * segments * chunks * kernel.state, dtype=torch.uint8) if keep else None
@@ -208,14 +214,18 @@ class Compiled:
         layout.fit_states()
         workers = self._workers(layout, length, run.chunks)
         partial: dict[Any, Tensor] = {}
+        owned = set()
         for i in found:
             for key in (k for k in keys if k[0] == i and ("change", k) not in tensors and a.changes.get(k) is not None):
-                timed = self.group(i) == "x"
-                partial["change", key] = layout.partial(("change", key), [workers, length] if timed else [workers])
+                name = "change", key
+                if layout.owns(name, real_parts(found[i])[key[1]], run.chunks):
+                    owned.add(key)
+                    continue
+                partial[name] = layout.partial(name, [workers, length] if self.group(i) == "x" else [workers])
         along = layout.along(run.form.simd)
         kernel, address = self._kernel(
-            ("backward", run.form, wanted, tuple(sorted(along.items()))),
-            lambda: backward_kernel(self.s, a, wanted, run.form, along),
+            ("backward", run.form, wanted, tuple(sorted(along.items())), frozenset(owned)),
+            lambda: backward_kernel(self.s, a, wanted, run.form, along, frozenset(owned)),
         )
         _call(kernel, address, layout, tensors, length, run.chunks, run.segment, workers, run.checkpoints, partial)
         for (_, (i, part)), tensor in partial.items():
@@ -403,6 +413,18 @@ class _Layout:
         tensor = tensor.permute(*range(len(lead)), *back)
         self._read(name, tensor)
         return tensor
+
+    def owns(self, name: Any, tensor: Tensor, chunks: int) -> bool:
+        """Whether one block makes each element of a derivative: it lacks the lane along the vectors, and no other, and
+        a block has all of that lane. The tensor is then where it goes."""
+        operand, simd = self.compiled.operand(name), self.form.simd
+        if set(range(len(self.sizes))) - operand.lanes != {simd} or self.size > self.form.width * chunks:
+            return False
+        self._read(name, tensor)
+        if self.inner[name] and self.inner[name][-1] != 1:
+            return False
+        self.tensors[name] = tensor
+        return True
 
     def blocks(self, chunks: int) -> int:
         """Number of blocks of so many vectors."""

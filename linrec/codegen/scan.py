@@ -271,7 +271,7 @@ class _Loop(torch.autograd.Function):
         wanted = _everything(compiled.s, {k for k in compiled.s.inputs if k[0] in needed})
         with torch._C.DisableTorchFunction():
             a = compiled.adjoint(wanted)
-            results, run = compiled.forward(length, inputs, outputs, keep=bool(a.recomputed))
+            results, run = compiled.forward(length, inputs, outputs, bool(a.recomputed), not a.keeps_states)
         ctx.set_materialize_grads(False)
         ctx.notices_writes = True  # so that results need not be copied for a caller that may write into them
         moving = compiled.moving(frozenset(needed))

@@ -56,6 +56,31 @@ def rwkv7(s: Tensor, w: Tensor, a: Tensor, b: Tensor, kv: Tensor, r: Tensor) -> 
     return s, s @ r
 
 
+@step([real(B, 2, 3, 4)], [real(B, 2, 3), real(B, 2, 4), real(B, 2, 3)], [real(2)])
+def retention(s: Tensor, k: Tensor, v: Tensor, q: Tensor, d: Tensor) -> Any:
+    s = 0.9 * s + k.unsqueeze(-1) * v.unsqueeze(-2)
+    return s, (s * q.unsqueeze(-1)).sum(-2) * d[:, None] + v
+
+
+@step([real(B, 2, 8, 5)], [gate(B, 2), real(B, 2, 8), real(B, 2, 5), real(B, 2, 8)])
+def retention_with_gates(s: Tensor, g: Tensor, k: Tensor, v: Tensor, q: Tensor) -> Any:
+    s = torch.exp(-g)[..., None, None] * s + torch.einsum("bhk,bhv->bhkv", k, v)
+    return s, torch.einsum("bhk,bhkv->bhv", q, s), torch.einsum("bhk,bhkv->bhv", k, s).tanh()
+
+
+@step([real(B, 4), real(B, 4)], [real(B, 4)], [real(5, 4), real(4, 4), real(4)])
+def read_by_constants(h: Tensor, m: Tensor, x: Tensor, c: Tensor, w: Tensor, d: Tensor) -> Any:
+    h = 0.8 * h + torch.tanh(x)
+    m = torch.sigmoid(d) * m + h
+    return h, m, F.linear(h, c).tanh(), torch.exp(m) * d, F.linear(m + x, w)
+
+
+@step([real(B, 24)], [real(B, 24)], [real(24, 24), real(24, 24)])
+def read_by_a_large_constant(h: Tensor, x: Tensor, w: Tensor, c: Tensor) -> Any:
+    h = torch.tanh(0.1 * F.linear(h, w) + x)
+    return h, torch.tanh(F.linear(h, c))
+
+
 @step([real(B, 2, 3, 4), real(B, 2, 3)], [gate(B, 2, 3), real(B, 2, 3), real(B, 2, 4), real(B, 2, 3)])
 def normalised_linear_attention(s: Tensor, z: Tensor, f: Tensor, k: Tensor, v: Tensor, q: Tensor) -> Any:
     s = f[..., None] * s + k[..., None] * v[..., None, :]

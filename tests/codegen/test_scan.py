@@ -26,7 +26,10 @@ from .harness import build, call, check, compare, draw, gradients, leaves
 from .steps import ALL
 
 NAMED = {c.name: c for c in ALL}
-SOME = [NAMED[n] for n in ("mamba", "gated_delta_rule", "gru", "wide", "complex_readout", "shared_by_lanes", "gate")]
+SOME = [
+    NAMED[n]
+    for n in ("mamba", "gated_delta_rule", "gru", "wide", "complex_readout", "shared_by_lanes", "gate", "retention")
+]
 
 
 class Counting(nn.Module):

@@ -53,7 +53,7 @@ def test_single_precision(case: Case) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("name", ["mamba", "gated_delta_rule", "gru", "wide", "elman", "shared_by_lanes"])
+@pytest.mark.parametrize("name", ["mamba", "gated_delta_rule", "gru", "wide", "elman", "shared_by_lanes", "retention"])
 def test_half_precision(name: str, dtype: torch.dtype) -> None:
     """The states are kept in float32: nearer than the loop to what float64 gives for the same numbers."""
     case = next(c for c in STEPS if c.name == name)
@@ -70,3 +70,23 @@ def test_half_precision(name: str, dtype: torch.dtype) -> None:
 
 def error(x: torch.Tensor, right: torch.Tensor) -> float:
     return ((x.double() - right).norm() / right.norm()).item()
+
+
+@pytest.mark.parametrize(
+    ("name", "kept", "group"),
+    [
+        ("retention", False, "change"),
+        ("retention_with_gates", True, "change"),
+        ("read_by_constants", True, "change"),
+        ("read_by_a_large_constant", True, "factor"),
+    ],
+)
+def test_what_needs_no_later_derivative_is_made_forward_in_time(name: str, kept: bool, group: str) -> None:
+    case = next(c for c in STEPS if c.name == name)
+    scan, _ = build(case)
+    inputs = leaves(draw(case, 5))
+    gradients(call(scan, 5, inputs), inputs)
+    (made,) = scan._kernels.values()
+    assert made is not None
+    for found in made[0]._adjoints.values():
+        assert group in {n[0] for n in found.ahead} and found.keeps_states == kept
