@@ -11,6 +11,7 @@ import torch
 from torch import fx
 
 from linrec.analysis.vectorize import VECTOR_RULES, NotVectorisable, Steps, Vectorizer, nodes_of, steps_in, vector_rule
+from linrec.ir import timeaxis
 from linrec.ir.nodes import emit, value
 
 aten = torch.ops.aten
@@ -310,7 +311,8 @@ def _new(v: Vectorizer, node: fx.Node, x: Steps, shape: list[Any], *args: Any, *
 def _linear(v: Vectorizer, node: fx.Node, x: Steps, weight: Steps, bias: Steps | None = None) -> fx.Node:
     if weight.timed or (bias is not None and bias.timed):
         raise NotVectorisable("linear with weights that change over time")
-    return v.emit(aten.linear.default, (x.node, weight.node, *([bias.node] if bias else [])), node)
+    target = timeaxis.linear if x.timed else aten.linear.default
+    return v.emit(target, (x.node, weight.node, *([bias.node] if bias else [])), node)
 
 
 def _matmul_of(v: Vectorizer, node: fx.Node, a: Steps, b: Steps) -> fx.Node:

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import fx
 
+from linrec.ir.timeaxis import linear
+
 PROVENANCE = ("stack_trace", "nn_module_stack", "custom")
 """Keys of a node's metadata that say where in the user's code it comes from."""
 
@@ -88,6 +90,7 @@ def _of_parts(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 _SHAPES: dict[Any, Callable[..., Any]] = {
     torch.ops.aten.complex.default: _of_parts,
     torch.ops.aten.polar.default: _of_parts,
+    linear: torch.ops.aten.linear.default,  # which of its two ways it takes, strides of real tensors decide
 }
 
 

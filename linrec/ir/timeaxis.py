@@ -1,10 +1,12 @@
-"""The three operators by which a rewritten graph enters and leaves the time axis: take the steps of a tensor, put steps
-back where the program wants them, count them. All are views where a view can do it."""
+"""The operators by which a rewritten graph enters and leaves the time axis: take the steps of a tensor, put steps back
+where the program wants them, count them. All are views where a view can do it. And `linear`, for which it matters where
+in memory time lies."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 def steps(x: Tensor, dim: int, start: int, step: int, length: int, width: int = 0) -> Tensor:
@@ -47,6 +49,21 @@ def unsteps(
     if not (watched and getattr(ys.grad_fn, "notices_writes", False) and taken.stride() == _packed(taken)):
         taken = taken.clone(memory_format=torch.contiguous_format)
     return taken.flatten(into, into + 1) if joined else taken
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``torch.nn.functional.linear`` of all steps, without a copy of `x` that only brings time to the front.
+
+    Args:
+        x: (T, B, ..., in); weight: (out, in); bias: (out,).
+
+    Returns:
+        (T, B, ..., out), with T and B in memory as they are in `x` where that is dense.
+    """
+    swapped = x.transpose(0, 1) if x.dim() > 2 else x
+    if swapped is x or x.is_contiguous() or not swapped.is_contiguous():
+        return F.linear(x, weight, bias)
+    return F.linear(swapped, weight, bias).transpose(0, 1)
 
 
 def _packed(x: Tensor) -> tuple[int, ...]:
