@@ -20,8 +20,10 @@ from typing import Any, cast
 
 import torch
 import torch._dynamo.config
+import torch.fx.config
 from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind, OutputKind
+from torch.fx._lazy_graph_module import _use_lazy_graph_module
 from torch.fx.experimental import proxy_tensor
 from torch.fx.traceback import annotate, preserve_node_meta
 from torch.overrides import TorchFunctionMode
@@ -288,7 +290,7 @@ def trace(module: nn.Module, forward: Any, spec: Any, leaves: Sequence[Any], dyn
     rng = torch.get_rng_state()
     saved = snapshot_attributes(module)
     try:
-        with _quiet(), opaque_autograd_functions(), _this_thread_only(), _uncached_shapes():
+        with _quiet(), opaque_autograd_functions(), _this_thread_only(), _thrift():
             try:
                 program = torch.export.export(flat, (tensors,), dynamic_shapes=(list(dynamic),), strict=False)
                 literals = _literals(program)
@@ -372,11 +374,20 @@ def _this_thread_only() -> Iterator[None]:
         own.call_module, own.getattr = call_module, getattr_
 
 
-def _uncached_shapes() -> contextlib.AbstractContextManager[Any]:
-    """Let every operator's result shape be computed: torch keeps them by shape, and with symbolic sizes, which are new
-    in every trace, it takes longer to fill its table than the table saves."""
+@contextlib.contextmanager
+def _thrift() -> Iterator[None]:
+    """Leave out what torch does for every operator of a trace and nobody reads: its own stack traces (`_UserFrames` has
+    better ones), Python code for graphs that are not run, and a table of result shapes, which with symbolic sizes, new
+    in every trace, takes longer to fill than it saves."""
     config: Any = torch._dynamo.config
-    return cast("contextlib.AbstractContextManager[Any]", config.patch(fake_tensor_cache_enabled=False))
+    traces: Any = fx.config
+    before = traces.do_not_emit_stack_traces
+    with config.patch(fake_tensor_cache_enabled=False), _use_lazy_graph_module(True):
+        traces.do_not_emit_stack_traces = True
+        try:
+            yield
+        finally:
+            traces.do_not_emit_stack_traces = before
 
 
 def _export_failure(error: BaseException) -> Refused:
