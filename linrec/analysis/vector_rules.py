@@ -193,10 +193,10 @@ def _fourier(v: Vectorizer, node: fx.Node, x: Steps, *args: Any, **kwargs: Any) 
     return emit(v.graph, v.before, node.target, given, node, named, val)
 
 
-@vector_rule(aten.matrix_exp.default)
+@vector_rule(aten.matrix_exp.default, aten.linalg_matrix_exp.default)
 def _matrix_exp(v: Vectorizer, node: fx.Node, x: Steps) -> fx.Node:
     """Of matrices that lie in order: torch's own fails on others where there are several batch dimensions."""
-    return v.emit(aten.matrix_exp.default, (v.emit(aten.contiguous.default, (x.node,), node),), node)
+    return v.emit(node.target, (v.emit(aten.contiguous.default, (x.node,), node),), node)
 
 
 @vector_rule(aten.sum.default, aten.mean.default)

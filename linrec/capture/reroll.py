@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from linrec.capture.loops import Carried, Counter, Local, Loop, LoopFinder, Outer, leaves_of, tree_map_leaves
+from linrec.ir.location import locate_like
 from linrec.ir.nodes import emit, shape_of, size_expr, value
 from linrec.ir.scan import Scan, is_random
 from linrec.ir.timeaxis import counter, steps, unsteps
@@ -195,10 +196,10 @@ class _Roll:
                     with value(example).fake_mode:
                         val = val.new_empty((length, *val.shape))
                 got.meta["val"] = val
-                got.meta["stack_trace"] = loop.blocks[-1][max(position, 0)].meta.get("stack_trace", "")
+                locate_like(got, loop.blocks[-1][max(position, 0)])
                 results.append(got)
         node.meta["val"] = tuple(value(r) for r in results)
-        node.meta["stack_trace"] = anchor.meta.get("stack_trace", "")
+        locate_like(node, anchor)
         self._rewire(graph, outputs, results)
 
     def _step(self) -> tuple[fx.GraphModule, list[tuple[str, int]]]:

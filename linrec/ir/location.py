@@ -89,6 +89,13 @@ def places(node: fx.Node) -> list[Place]:
     return [Place(path, line) for path, line, _, _ in reversed(list(frames(node))) if not is_library(path)]
 
 
+def locate_like(node: fx.Node, source: fx.Node) -> None:
+    """Let a new node, of the compiler's own, come from the lines where another one comes from. It is the value of no
+    expression there, so the extents stay behind."""
+    lines = [f'  File "{place.path}", line {place.line}, in {source.name}' for place in reversed(places(source))]
+    node.meta["stack_trace"] = "\n".join(lines)
+
+
 def frames(node: fx.Node) -> Iterator[tuple[str, int, str, str]]:
     """Yield (path, line, function, source line) of a node's stack trace, outermost first."""
     for match in _FRAME.finditer(node.meta.get("stack_trace") or ""):

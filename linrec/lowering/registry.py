@@ -16,6 +16,7 @@ from linrec.analysis.polynomial import Axes, Monomial
 from linrec.analysis.readout import Readout
 from linrec.analysis.vectorize import Vectorizer
 from linrec.ir.extension import enter
+from linrec.ir.location import locate_like
 from linrec.ir.nodes import value
 from linrec.ir.recurrence import REFERENCE_LENGTH, LinearRecurrence
 from linrec.ir.scan import fresh_name
@@ -55,7 +56,7 @@ class Site:
         graph = self.vectorizer.graph
         with graph.inserting_before(self.vectorizer.before):
             node = graph.call_function(target, args, kwargs or {})
-        node.meta["stack_trace"] = like.meta.get("stack_trace", "")
+        locate_like(node, like)
         length = value(self.vectorizer.length)
         with value(like).fake_mode:
             node.meta["val"] = value(like).new_empty((length, *value(like).shape))
@@ -71,7 +72,8 @@ class Site:
             call = graph.call_module(name, args)
             for i, state in enumerate(states):
                 node = graph.call_function(operator.getitem, (call, i))
-                node.meta["stack_trace"] = call.meta["stack_trace"] = state.meta.get("stack_trace", "")
+                locate_like(node, state)
+                locate_like(call, state)
                 with value(state).fake_mode:
                     node.meta["val"] = value(state).new_empty((length, *value(state).shape))
                 found.append(node)
@@ -89,7 +91,8 @@ class Site:
             values = value(state).new_empty((length, *shape)), value(state).new_empty(tuple(value(state).shape))
         call.meta["val"] = values
         for node, val in zip((call, *found), (values, *values), strict=True):
-            node.meta.update(val=val, stack_trace=like.meta.get("stack_trace", ""))
+            node.meta["val"] = val
+            locate_like(node, like)
         return found[0], found[1]
 
     def final(self, states: fx.Node, like: fx.Node) -> fx.Node:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from linrec.ir.location import locate_like
 from linrec.ir.nodes import value
 from linrec.ir.scan import Scan, fresh_name, scan_of
 
@@ -118,12 +119,12 @@ def insert_scan(
     graph = graph_module.graph
     with graph.inserting_before(before):
         node = graph.call_module(name, (length, tuple(initial), tuple(series), tuple(constants)))
-        node.meta["stack_trace"] = before.meta.get("stack_trace", "")
+        locate_like(node, before)
         output = next(n for n in step.graph.nodes if n.op == "output")
         found = []
         for i, result in enumerate(output.args[0]):
             got = graph.call_function(operator.getitem, (node, i))
-            got.meta["stack_trace"] = result.meta.get("stack_trace", "")
+            locate_like(got, result)
             got.meta["val"] = value(result) if i < len(initial) else stacked(value(result), value(length))
             found.append(got)
     node.meta["val"] = tuple(value(n) for n in found)

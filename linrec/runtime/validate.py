@@ -202,8 +202,11 @@ def _agree(reference: dict[str, Any], ours: dict[str, Any] | Exception, length: 
 def _no_worse(truth: dict[str, Any], loop: dict[str, Any], ours: dict[str, Any] | Exception, length: int) -> None:
     if isinstance(ours, Exception):
         raise refuse("LR010", f"At length {length} the rewritten graph fails: {type(ours).__name__}: {ours}.")
+    grads = [g for what, g in truth.items() if what.startswith("gradient of") and isinstance(g, Tensor) and g.numel()]
+    largest = max((float(g.detach().abs().max()) for g in grads), default=0.0)
     for what, a in loop.items():
-        problem = worse(truth.get(what), a, ours.get(what))
+        summed = largest if what.startswith("gradient of") else 0.0
+        problem = worse(truth.get(what), a, ours.get(what), summed)
         if problem:
             raise refuse("LR010", f"At length {length} the {what} of the rewritten graph {problem}.")
 
@@ -326,12 +329,14 @@ def _close(a: Any, b: Any, tolerance: float = 1e-7) -> bool:
     return bool((a - b).abs().max() <= tolerance * scale + 1e-12)
 
 
-def worse(truth: Any, loop: Any, ours: Any) -> str | None:
+def worse(truth: Any, loop: Any, ours: Any, summed: float = 0.0) -> str | None:
     """Why a result in low precision is worse than the loop's, if it is: of another dtype, not finite elsewhere, or more
     than twice as far from the truth, beyond a few roundings of its largest value.
 
     Args:
         truth: in double precision; loop: what the original gives; ours: what the plan does.
+        summed: for a gradient, the largest value of any gradient. One of a single number, as of a bias, may be little
+            that is left of much: its rounding errors are those of what was summed.
     """
     tensors = all(isinstance(x, Tensor) for x in (truth, loop, ours))
     if not tensors or ours.dtype != loop.dtype or ours.shape != loop.shape:
@@ -346,7 +351,7 @@ def worse(truth: Any, loop: Any, ours: Any) -> str | None:
         return None
     exact = truth.detach()[finite]
     theirs, own = (float((x.detach()[finite].to(exact.dtype) - exact).abs().max()) for x in (loop, ours))
-    slack = _ROUNDINGS * torch.finfo(torch.bfloat16).eps * float(exact.abs().max())
+    slack = _ROUNDINGS * torch.finfo(torch.bfloat16).eps * max(float(exact.abs().max()), summed / 8)
     return None if own <= 2 * theirs + slack else f"is off by {own:.3g}, the loop's by {theirs:.3g}"
 
 
