@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from linrec.capture.autograd_function import restore_autograd_functions
+from linrec.capture.changing import changing_numbers
 from linrec.capture.discover import SHORT, TimeAxis, find_time
 from linrec.capture.generalize import generalize
 from linrec.capture.normalize import normalize
@@ -303,7 +304,7 @@ def _rewritten(
         normalize(t.graph_module)
     found = reroll(shorter.graph_module, longer.graph_module, longer.length - shorter.length)
     if not found:
-        raise refuse("LR004", "No uniform step was found that repeats with the length.", _first_location(longer))
+        raise _not_uniform(longer)
     length_nodes = [_length_node(t, axis) for t in traces]
     graph_module = generalize(shorter, longer, length_nodes[1])
     shapes = _shapes(longer, axis)
@@ -465,6 +466,20 @@ class _Guard:
 def _meta(module: nn.Module, name: str) -> tuple[torch.dtype, torch.Size, torch.device]:
     found = lookup(module, name)
     return found.dtype, found.shape, found.device
+
+
+def _not_uniform(t: Trace) -> Refused:
+    text = "No uniform step was found that repeats with the length"
+    numbers = changing_numbers(t.graph_module.graph)
+    if numbers is None:
+        return refuse("LR004", f"{text}.", _first_location(t))
+    where, values = numbers
+    shown = ", ".join(f"{v:.4g}" for v in values)
+    hint = (
+        "Compute such numbers for all steps before the loop, as a tensor (0.9 ** torch.arange(T), say), and take one "
+        "by its index in each step."
+    )
+    return refuse("LR004", f"{text}: a number in it differs from step to step ({shown}, ...).", where, hint)
 
 
 def _first_location(t: Trace) -> str:
