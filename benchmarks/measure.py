@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.variant import Case, JaxVariant, Sizes, Variant
+from linrec.ops.buffers import buffers
 
 SHORT = 64
 """Steps in time at which every variant is compared with the loop in double precision."""
@@ -196,6 +197,7 @@ def peak(variant: Variant, inputs: Sequence[Tensor], gradient: Tensor | None) ->
     if isinstance(variant, JaxVariant):
         return None
     step = variant.prepare(inputs, gradient)
+    buffers.release()  # what linrec keeps from the step before counts, too
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         result = step()
     del result

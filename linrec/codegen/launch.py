@@ -25,6 +25,7 @@ from linrec.codegen.program import ancestors
 from linrec.codegen.schedule import own_cost
 from linrec.codegen.signature import Signature
 from linrec.ops import cpu_threads
+from linrec.ops.buffers import buffers
 
 _NEAR = 1 << 19
 """Bytes that a worker's memory should not be larger than: what the second cache holds, or half of it."""
@@ -140,7 +141,7 @@ class Compiled:
         results = []
         for i, (dtype, shape) in enumerate(outputs):
             if i < self.carries:
-                results.append(torch.empty(shape, dtype=dtype))
+                results.append(buffers.empty(shape, dtype))
             else:
                 results.append(self._series(length, dtype, shape, tensors))
         for i, result in enumerate(results):
@@ -157,7 +158,7 @@ class Compiled:
         segment = self._segment(length, chunks, kernel.state) if keep and not first_only else max(length, 1)
         segments = -(-length // segment)
         blocks = layout.blocks(chunks)
-        checkpoints = torch.empty(blocks * segments * chunks * kernel.state, dtype=torch.uint8) if keep else None
+        checkpoints = buffers.empty([blocks * segments * chunks * kernel.state], torch.uint8) if keep else None
         _call(kernel, address, layout, tensors, length, chunks, segment, workers, checkpoints, {})
         return results, Run(form, chunks, segment, checkpoints)
 
@@ -240,7 +241,7 @@ class Compiled:
         for i, node in enumerate(a.factors):
             operand = factor_operand(node, self.s.program.lanes)
             sizes = [leaf.size for dim in operand.dims for leaf in dim]
-            found["factor", i] = torch.empty(length, *sizes, dtype=operand.dtype)
+            found["factor", i] = buffers.empty([length, *sizes], operand.dtype)
         return found
 
     def _product(self, a: Adjoint, pairs: Sequence[tuple[Factor, Factor]], given: Mapping[Any, Tensor]) -> Tensor:
@@ -264,13 +265,13 @@ class Compiled:
         largest = max((t for (g, _), t in given.items() if g == "x"), key=lambda t: t.numel(), default=None)
         sizes = (length, *shape)
         if largest is None or largest.dim() < 2 or not shape or largest.shape[1] != shape[0] or shape[0] < 2:
-            return torch.empty(sizes, dtype=dtype)
+            return buffers.empty(sizes, dtype)
         if largest.stride(1) <= largest.stride(0):
-            return torch.empty(sizes, dtype=dtype)
+            return buffers.empty(sizes, dtype)
         # Not a view: whoever takes the result may write into it.
         inner = math.prod(shape[1:])
         rest = [math.prod(shape[d + 1 :]) for d in range(1, len(shape))]
-        return torch.empty_strided(sizes, (inner, length * inner, *rest), dtype=dtype)
+        return buffers.empty(sizes, dtype, (inner, length * inner, *rest))
 
     def _threads(self, layout: _Layout, length: int) -> int:
         vectors = -(-layout.size // layout.form.width)
@@ -306,7 +307,7 @@ class Compiled:
 
 def _like(tensor: Tensor) -> Tensor:
     """Memory for a derivative, laid out as the tensor where that has no overlaps."""
-    return torch.empty_like(tensor.resolve_conj().resolve_neg(), requires_grad=False)
+    return buffers.like(tensor.resolve_conj().resolve_neg())
 
 
 class _Layout:
@@ -446,7 +447,7 @@ def _call(
     """Fill a kernel's table and run it."""
     need = kernel.fixed + chunks * (kernel.per_chunk + (segment + 1) * kernel.per_step)
     need = padded(need)
-    memory = torch.empty(workers * need + 64, dtype=torch.uint8)
+    memory = buffers.empty([workers * need + 64], torch.uint8)
     head = {
         "ticket": 0,
         "workers": workers,
