@@ -93,9 +93,11 @@ def test_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
             return lambda: order.append(self.name)
 
     variants = {n: Noted(n) for n in ("loop", "a", "b")}
-    seconds = measure.take_turns(variants, [], None, 3, iter(range(100)).__next__)
+    seconds = measure.take_turns(variants, [], None, 3, iter(range(1000)).__next__)
     assert {n: len(s) for n, s in seconds.items()} == {"loop": 2, "a": 3, "b": 3}
-    assert order == ["a", "b", "loop", "a", "b", "a", "b", "loop", "b", "a"]
+    turns = [["a"], ["b"], ["loop"], ["a"], ["b"], ["a"], ["b"], ["loop"], ["b"], ["a"]]
+    times = [1, 1, *(1 if n == ["loop"] else 1 + measure.IN_A_TURN for n in turns[2:])]
+    assert order == [name for n, k in zip(turns, times, strict=True) for name in n * k]
     assert {x for s in seconds.values() for x in s} == {1}
 
 
