@@ -5,6 +5,7 @@ the operators that its short traces predict."""
 from __future__ import annotations
 
 import contextlib
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -203,7 +204,8 @@ def _no_worse(truth: dict[str, Any], loop: dict[str, Any], ours: dict[str, Any] 
     if isinstance(ours, Exception):
         raise refuse("LR010", f"At length {length} the rewritten graph fails: {type(ours).__name__}: {ours}.")
     grads = [g for what, g in truth.items() if what.startswith("gradient of") and isinstance(g, Tensor) and g.numel()]
-    largest = max((float(g.detach().abs().max()) for g in grads), default=0.0)
+    sizes = [float(g.detach().abs().max()) for g in grads]
+    largest = max((size for size in sizes if math.isfinite(size)), default=0.0)
     for what, a in loop.items():
         summed = largest if what.startswith("gradient of") else 0.0
         problem = worse(truth.get(what), a, ours.get(what), summed)
@@ -351,7 +353,10 @@ def worse(truth: Any, loop: Any, ours: Any, summed: float = 0.0) -> str | None:
         return None
     exact = truth.detach()[finite]
     theirs, own = (float((x.detach()[finite].to(exact.dtype) - exact).abs().max()) for x in (loop, ours))
-    slack = _ROUNDINGS * torch.finfo(torch.bfloat16).eps * max(float(exact.abs().max()), summed / 8)
+    scale = float(exact.abs().max())
+    if loop.numel() == 1:
+        scale = max(scale, summed / 8)
+    slack = _ROUNDINGS * torch.finfo(torch.bfloat16).eps * scale
     return None if own <= 2 * theirs + slack else f"is off by {own:.3g}, the loop's by {theirs:.3g}"
 
 
