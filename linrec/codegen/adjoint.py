@@ -126,6 +126,12 @@ def differentiable(operand: Operand) -> bool:
     return operand.dtype.is_floating_point
 
 
+def everything(s: Signature, inputs: Iterable[Any]) -> Wanted:
+    """The derivatives by some inputs of all results that have derivatives."""
+    finals = frozenset(k for k, (o, _) in s.updates.items() if differentiable(o))
+    return Wanted(frozenset(inputs), finals, frozenset(k for k, (o, _) in s.ys.items() if differentiable(o)))
+
+
 def moving(s: Signature, inputs: Iterable[Key]) -> set[int]:
     """The results, by number, that change with some inputs, over any number of steps."""
     found = {s.inputs[k][1] for k in inputs if differentiable(s.inputs[k][0])}

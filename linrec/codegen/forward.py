@@ -3,8 +3,10 @@ backward pass it also keeps the states at the beginning of each segment of steps
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import torch
 
 from linrec.codegen.frame import Frame, Kernel, Layout
 from linrec.codegen.llvm import Val
@@ -13,6 +15,15 @@ from linrec.codegen.program import ancestors
 from linrec.codegen.schedule import Store, schedule
 from linrec.codegen.signature import Signature
 from linrec.codegen.writer import Source, Target
+
+
+def _states(s: Signature) -> list[tuple[torch.dtype, Sequence[int]]]:
+    return [(operand.dtype, operand.shape) for operand, _ in s.carries.values()]
+
+
+def state_bytes(s: Signature, form: Form) -> int:
+    """Bytes of all states for each chunk of a block."""
+    return Layout(form.width).group(_states(s))[0]
 
 
 def forward_kernel(s: Signature, form: Form, along: Mapping[Any, str], keep: bool) -> Kernel:
@@ -47,7 +58,7 @@ def forward_kernel(s: Signature, form: Form, along: Mapping[Any, str], keep: boo
     slots |= {("final", k): s.slot(("final", k), o, form, along) for k, (o, _) in s.carries.items()}
 
     layout = Layout(form.width)
-    size, offsets = layout.group([(s.carries[k][0].dtype, s.carries[k][0].shape) for k in states])
+    size, offsets = layout.group(_states(s))
     here, there = layout.for_chunks(size), layout.for_chunks(size)
     f = Frame(form, list(slots.values()), layout, [plan, first, last])
     b, head = f.b, f.t.head

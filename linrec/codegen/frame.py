@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from linrec.codegen import elements
-from linrec.codegen.llvm import Builder, Val, size_of
+from linrec.codegen.llvm import METADATA, Builder, Val, size_of
 from linrec.codegen.memory import Chunk, Form, Memory, Row, Slot, Table, stored_kind
 from linrec.codegen.program import Node
 from linrec.codegen.schedule import Schedule
@@ -118,7 +118,7 @@ class Frame:
         body = ["define void @kernel(ptr %table) #0 {", "entry:", *self.b.entry.lines(), "ret void", "}"]
         bits = "512" if self.form.width > 1 else "256"
         attributes = f'attributes #0 = {{ nounwind "prefer-vector-width"="{bits}" "min-legal-vector-width"="{bits}" }}'
-        return "\n".join([*self.b.needed, *body, attributes, ""])
+        return "\n".join([*self.b.needed, *body, attributes, METADATA, ""])
 
     def done(self, per_step: int = 0, state: int = 0) -> Kernel:
         """The finished kernel."""
@@ -138,6 +138,8 @@ class Frame:
         self.number = number
         self.memory = self.byte(self._absolute("workspace"), b.mul(number, self.t.head["workspace_bytes"]))
         yield number
+        if any(slot.along == "streamed" for slot in self.slots):
+            b.fence()
         b.emit(f"br label %{head}")
         b.emit(f"{after}:")
 

@@ -1,5 +1,5 @@
-"""Calls kernels: chooses the lane that vectors run along, how lanes are cut into blocks, where results lie in memory,
-and fills the table of addresses and strides."""
+"""Calls kernels: chooses how lanes are cut into blocks and where results lie in memory, and remembers for strides that
+were seen before all but the addresses."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ import torch
 from torch import Tensor
 
 from linrec.codegen import toolchain
-from linrec.codegen.adjoint import Adjoint, Factor, Wanted, adjoint, factor_operand, moving, partial_dtype
+from linrec.codegen.adjoint import Adjoint, Factor, Wanted, adjoint, everything, factor_operand, moving
 from linrec.codegen.backward import backward_kernel
-from linrec.codegen.elements import KINDS
-from linrec.codegen.forward import forward_kernel
-from linrec.codegen.frame import Kernel, padded
+from linrec.codegen.call import Call
+from linrec.codegen.forward import forward_kernel, state_bytes
+from linrec.codegen.frame import Kernel
 from linrec.codegen.lanes import Operand
-from linrec.codegen.llvm import size_of
-from linrec.codegen.memory import HEADER, Form
+from linrec.codegen.memory import Form
 from linrec.codegen.program import ancestors
 from linrec.codegen.schedule import own_cost
-from linrec.codegen.signature import Signature
+from linrec.codegen.signature import Key, Signature
+from linrec.codegen.strides import LINE, Partial, Room, Strides
 from linrec.ops import cpu_threads
-from linrec.ops.buffers import buffers
+from linrec.ops.buffers import dense
 
 _NEAR = 1 << 19
 """Bytes that a worker's memory should not be larger than: what the second cache holds, or half of it."""
 _PARALLEL = 200_000
 """Instructions from which on it pays to start threads."""
-_MOST_LAYOUTS = 256
+_MOST_CALLS = 256
 
 
 @dataclass
@@ -60,13 +60,61 @@ def real_parts(tensor: Tensor) -> dict[str, Tensor]:
 
 
 @dataclass
+class Training:
+    """What a forward pass keeps for a backward one.
+
+    Attributes:
+        keep: whether it writes checkpoints; first_only: whether one, of the beginning, will do.
+        read: the results that the backward pass reads, by number.
+        fixed: those that do not change with any of the inputs.
+    """
+
+    keep: bool
+    first_only: bool
+    read: list[int]
+    fixed: list[int]
+
+
+@dataclass
+class _Forward:
+    """A prepared forward pass: the call, the memory that it makes, and what `Run` holds."""
+
+    call: Call
+    results: list[Room]
+    form: Form
+    chunks: int
+    segment: int
+    checkpoints: Room | None
+
+
+@dataclass
+class _Backward:
+    """A prepared backward pass.
+
+    Attributes:
+        call: the kernel's.
+        a: the derivative.
+        found: the results, by input; zeros: those parts of them that are zero.
+        copies: initial states that have to be laid out anew, by key; factors: of products; partial: the workers'
+            sums, by key. Addresses are those of the inputs, gradients and stored states, then of these in this order.
+    """
+
+    call: Call
+    a: Adjoint
+    found: dict[int, Room]
+    zeros: list[Key]
+    copies: dict[Key, Room]
+    factors: list[Room]
+    partial: dict[Key, Partial]
+
+
+@dataclass
 class Compiled:
     """The kernels of a step for inputs of some shapes and dtypes.
 
     Attributes:
         s: the step.
         carries, xs: how many of each it has; the rest are constants.
-        layouts: what was found out about strides that were seen before.
     """
 
     s: Signature
@@ -74,8 +122,8 @@ class Compiled:
     xs: int
     _kernels: dict[Any, tuple[Kernel, int]] = field(default_factory=dict)
     _adjoints: dict[Wanted, Adjoint] = field(default_factory=dict)
-    _moving: dict[frozenset[int], set[int]] = field(default_factory=dict)
-    layouts: dict[Any, tuple[dict[Any, dict[int, int]], dict[Any, list[int]], Form]] = field(default_factory=dict)
+    _training: dict[tuple[int, ...], Training] = field(default_factory=dict)
+    _calls: dict[Any, Any] = field(default_factory=dict)
 
     def adjoint(self, wanted: Wanted) -> Adjoint:
         """The derivative of the step for some inputs and results."""
@@ -83,11 +131,17 @@ class Compiled:
             self._adjoints[wanted] = adjoint(self.s, wanted)
         return self._adjoints[wanted]
 
-    def moving(self, needed: frozenset[int]) -> set[int]:
-        """The results that change with some inputs, by number."""
-        if needed not in self._moving:
-            self._moving[needed] = moving(self.s, [k for k in self.s.inputs if k[0] in needed])
-        return self._moving[needed]
+    def training(self, needed: tuple[int, ...]) -> Training:
+        """What the forward pass has to keep for the derivatives by some inputs."""
+        found = self._training.get(needed)
+        if found is None:
+            keys = [k for k in self.s.inputs if k[0] in needed]
+            a, changing = self.adjoint(everything(self.s, keys)), moving(self.s, keys)
+            read = {a.stored[k][0] for k in (*a.needed, *a.later)} if a.reads_outputs else set()
+            results = {k[0] for k in (*self.s.updates, *self.s.ys)}
+            found = Training(bool(a.recomputed), not a.keeps_states, sorted(read), sorted(results - changing))
+            self._training[needed] = found
+        return found
 
     def _kernel(self, key: Any, make: Callable[[], Kernel]) -> tuple[Kernel, int]:
         if key not in self._kernels:
@@ -137,30 +191,51 @@ class Compiled:
         Returns:
             The final carries, then the ys; what `backward` needs.
         """
+        given = _settled(inputs)
+        key: Any = (length, keep, first_only, cpu_threads.thread_count(), *[x.stride() for x in given])
+        p = self._prepared(key, lambda: self._prepare_forward(length, inputs, outputs, keep, first_only, True))
+        results = [room.make() for room in p.results]
+        addresses = [x.data_ptr() for x in given] + [x.data_ptr() for x in results]
+        if p.call.streams and any(at % LINE for at in addresses[len(given) :]):
+            p = self._prepared(
+                (*key, False), lambda: self._prepare_forward(length, inputs, outputs, keep, first_only, False)
+            )
+        checkpoints = p.checkpoints.make() if p.checkpoints else None
+        p.call.run(addresses, checkpoints)
+        return results, Run(p.form, p.chunks, p.segment, checkpoints)
+
+    def _prepare_forward(
+        self,
+        length: int,
+        inputs: Sequence[Any],
+        outputs: Sequence[tuple[torch.dtype, tuple[int, ...]]],
+        keep: bool,
+        first_only: bool,
+        streams: bool,
+    ) -> _Forward:
         tensors = self.named(inputs)
+        where = {name: (_position(inputs, name[1][0]), _offset(name[1], t)) for name, t in tensors.items()}
+        count = sum(isinstance(x, Tensor) for x in inputs)
         results = []
         for i, (dtype, shape) in enumerate(outputs):
-            if i < self.carries:
-                results.append(buffers.empty(shape, dtype))
-            else:
-                results.append(self._series(length, dtype, shape, tensors))
-        for i, result in enumerate(results):
-            for part, tensor in real_parts(result).items():
-                tensors["final" if i < self.carries else "y", (i, part)] = tensor
-        layout = _Layout(self, tensors)
-        form = layout.form
-        along = layout.along(form.simd)
+            room = Room(shape, dtype) if i < self.carries else self._series(length, dtype, shape, tensors)
+            results.append(room)
+        for i, room in enumerate(results):
+            for part, tensor in real_parts(room.shadow()).items():
+                name = "final" if i < self.carries else "y", (i, part)
+                tensors[name], where[name] = tensor, (count + i, _offset(name[1], tensor))
+        layout = Strides(self, tensors)
+        form, size = layout.form, state_bytes(self.s, layout.form)
+        chunks = self._chunks(layout, length, size)
+        along = layout.along(chunks, streams)
         kernel, address = self._kernel(
             ("forward", form, tuple(sorted(along.items())), keep), lambda: forward_kernel(self.s, form, along, keep)
         )
-        chunks = self._chunks(layout, length, kernel.state)
         workers = self._workers(layout, length, chunks)
-        segment = self._segment(length, chunks, kernel.state) if keep and not first_only else max(length, 1)
-        segments = -(-length // segment)
-        blocks = layout.blocks(chunks)
-        checkpoints = buffers.empty([blocks * segments * chunks * kernel.state], torch.uint8) if keep else None
-        _call(kernel, address, layout, tensors, length, chunks, segment, workers, checkpoints, {})
-        return results, Run(form, chunks, segment, checkpoints)
+        segment = self._segment(length, chunks, size) if keep and not first_only else max(length, 1)
+        room = Room((layout.blocks(chunks) * -(-length // segment) * chunks * size,), torch.uint8)
+        call = Call(kernel, address, layout, length, chunks, segment, workers, tensors, where)
+        return _Forward(call, results, form, chunks, segment, room if keep else None)
 
     def backward(
         self,
@@ -183,6 +258,40 @@ class Compiled:
         Returns:
             The derivatives, by number; one that is missing is zero.
         """
+        given = _settled([*inputs, *grads, *stored.values()])
+        pattern = tuple(g is not None for g in grads), tuple(needed), run.form, run.chunks, run.segment
+        strides = [x.stride() for x in given]
+        key: Any = ("back", length, pattern, cpu_threads.thread_count(), *strides)
+        p = self._prepared(key, lambda: self._prepare_backward(length, inputs, grads, stored, needed, run, True))
+        found = {i: room.make() for i, room in p.found.items()}
+        addresses = [x.data_ptr() for x in given] + [x.data_ptr() for x in found.values()]
+        if p.call.streams and any(at % LINE for at in addresses[len(given) :]):
+            p = self._prepared(
+                (*key, False), lambda: self._prepare_backward(length, inputs, grads, stored, needed, run, False)
+            )
+        for i, part in p.zeros:
+            real_parts(found[i])[part].zero_()
+        copies = [room.make().copy_(real_parts(inputs[i])[part]) for (i, part), room in p.copies.items()]
+        factors = [room.make() for room in p.factors]
+        partial = [room.make() for room in p.partial.values()]
+        addresses += [x.data_ptr() for group in (copies, factors, partial) for x in group]
+        p.call.run(addresses, run.checkpoints)
+        for (i, part), tensor in zip(p.partial, partial, strict=True):
+            real_parts(found[i])[part].copy_(tensor.sum(0) if p.call.workers > 1 else tensor[0])
+        for (i, part), pairs in p.a.products.items():
+            real_parts(found[i])[part].copy_(self._product(p.a, pairs, factors))
+        return found
+
+    def _prepare_backward(
+        self,
+        length: int,
+        inputs: Sequence[Any],
+        grads: Sequence[Tensor | None],
+        stored: Mapping[int, Tensor],
+        needed: Sequence[int],
+        run: Run,
+        streams: bool,
+    ) -> _Backward:
         keys = frozenset(k for k in self.s.inputs if k[0] in needed)
         results = [i for i, g in enumerate(grads) if g is not None]
         wanted = Wanted(
@@ -192,59 +301,80 @@ class Compiled:
         )
         a = self.adjoint(wanted)
         tensors = self.named(inputs)
+        where = {name: (_position(inputs, name[1][0]), _offset(name[1], t)) for name, t in tensors.items()}
+        count = sum(isinstance(x, Tensor) for x in inputs)
         for i, g in enumerate(grads):
-            if g is not None:
-                for part, tensor in real_parts(g).items():
-                    tensors["grad_final" if i < self.carries else "grad", (i, part)] = tensor
+            for part, tensor in real_parts(g).items() if g is not None else ():
+                name = "grad_final" if i < self.carries else "grad", (i, part)
+                tensors[name], where[name] = tensor, (count + _position(grads, i), _offset(name[1], tensor))
+        count += len(results)
         if a.reads_outputs:
             for key in {*a.needed, *a.later}:
                 y = a.stored[key]
-                tensors["stored", key] = real_parts(stored[y[0]])[y[1]]
-        found: dict[int, Tensor] = {}
-        for i in needed:
-            if any(a.has_change(k) for k in self.s.inputs if k[0] == i):
-                found[i] = _like(inputs[i])
-                for part, tensor in real_parts(found[i]).items():
-                    if not a.has_change((i, part)):
-                        tensor.zero_()
-                    elif len(self.s.inputs[i, part][0].lanes) == len(self.s.program.lanes):
-                        tensors["change", (i, part)] = tensor
+                tensor = real_parts(stored[y[0]])[y[1]]
+                tensors["stored", key], where["stored", key] = (
+                    tensor,
+                    (count + list(stored).index(y[0]), _offset(y, tensor)),
+                )
+        count += len(stored)
+        found = {i: _like(inputs[i]) for i in needed if any(a.has_change(k) for k in self.s.inputs if k[0] == i)}
+        shadows = {i: real_parts(room.shadow()) for i, room in found.items()}
+        zeros = []
+        for number, i in enumerate(found):
+            for part, tensor in shadows[i].items():
+                if not a.has_change((i, part)):
+                    zeros.append((i, part))
+                    continue
+                where["change", (i, part)] = count + number, _offset((i, part), tensor)
+                if len(self.s.inputs[i, part][0].lanes) == len(self.s.program.lanes):
+                    tensors["change", (i, part)] = tensor
+        count += len(found)
         factors = self._factors(a, length)
-        tensors |= factors
-        layout = _Layout(self, tensors, run.form.simd, a)
-        layout.fit_states()
+        tensors |= {("factor", i): room.shadow() for i, room in enumerate(factors)}
+        layout = Strides(self, tensors, run.form.simd, a)
+        copies = layout.fit_states()
+        where |= {name: (count + n, 0) for n, name in enumerate(copies)}
+        count += len(copies)
+        where |= {("factor", i): (count + i, 0) for i in range(len(factors))}
+        count += len(factors)
         workers = self._workers(layout, length, run.chunks)
-        partial: dict[Any, Tensor] = {}
+        partial: dict[Any, Partial] = {}
         owned = set()
         for i in found:
             for key in (k for k in keys if k[0] == i and ("change", k) not in tensors and a.changes.get(k) is not None):
                 name = "change", key
-                if layout.owns(name, real_parts(found[i])[key[1]], run.chunks):
+                if layout.owns(name, shadows[i][key[1]], run.chunks):
                     owned.add(key)
                     continue
                 partial[name] = layout.partial(name, [workers, length] if self.group(i) == "x" else [workers])
-        along = layout.along(run.form.simd)
+                where[name] = count + len(partial) - 1, 0
+        along = layout.along(run.chunks, streams)
         kernel, address = self._kernel(
             ("backward", run.form, wanted, tuple(sorted(along.items())), frozenset(owned)),
             lambda: backward_kernel(self.s, a, wanted, run.form, along, frozenset(owned)),
         )
-        _call(kernel, address, layout, tensors, length, run.chunks, run.segment, workers, run.checkpoints, partial)
-        for (_, (i, part)), tensor in partial.items():
-            real_parts(found[i])[part].copy_(tensor.sum(0) if workers > 1 else tensor[0])
-        for (i, part), pairs in a.products.items():
-            real_parts(found[i])[part].copy_(self._product(a, pairs, factors))
+        given = {**tensors, **{name: room.shadow() for name, room in partial.items()}}
+        call = Call(kernel, address, layout, length, run.chunks, run.segment, workers, given, where)
+        of_inputs = {name[1]: room for name, room in copies.items()}
+        return _Backward(call, a, found, zeros, of_inputs, factors, {name[1]: room for name, room in partial.items()})
+
+    def _prepared(self, key: Any, make: Callable[[], Any]) -> Any:
+        found = self._calls.get(key)
+        if found is None:
+            if len(self._calls) >= _MOST_CALLS:
+                self._calls.clear()
+            found = self._calls[key] = make()
         return found
 
-    def _factors(self, a: Adjoint, length: int) -> dict[Any, Tensor]:
+    def _factors(self, a: Adjoint, length: int) -> list[Room]:
         """Room for the factors of all steps."""
-        found = {}
-        for i, node in enumerate(a.factors):
+        found = []
+        for node in a.factors:
             operand = factor_operand(node, self.s.program.lanes)
-            sizes = [leaf.size for dim in operand.dims for leaf in dim]
-            found["factor", i] = buffers.empty([length, *sizes], operand.dtype)
+            found.append(Room((length, *(leaf.size for dim in operand.dims for leaf in dim)), operand.dtype))
         return found
 
-    def _product(self, a: Adjoint, pairs: Sequence[tuple[Factor, Factor]], given: Mapping[Any, Tensor]) -> Tensor:
+    def _product(self, a: Adjoint, pairs: Sequence[tuple[Factor, Factor]], given: Sequence[Tensor]) -> Tensor:
         """A sum of outer products over all steps and lanes."""
         total: Tensor | None = None
         for pair in pairs:
@@ -252,7 +382,7 @@ class Compiled:
             for number, where in pair:
                 lanes = sorted(a.factors[number].lanes)
                 sides.append([0, *(1 + lane for lane in lanes), *(1 + len(self.s.program.lanes) + p for p in where)])
-                terms.append(given["factor", number])
+                terms.append(given[number])
             out = sorted(p for (_, where) in pair for p in where)
             result = [1 + len(self.s.program.lanes) + p for p in out]
             value = torch.einsum(terms[0], sides[0], terms[1], sides[1], result)
@@ -260,29 +390,29 @@ class Compiled:
         assert total is not None
         return total
 
-    def _series(self, length: int, dtype: torch.dtype, shape: tuple[int, ...], given: Mapping[Any, Tensor]) -> Tensor:
+    def _series(self, length: int, dtype: torch.dtype, shape: tuple[int, ...], given: Mapping[Any, Tensor]) -> Room:
         """An output for all steps, with time where the largest of the per-step inputs has it."""
         largest = max((t for (g, _), t in given.items() if g == "x"), key=lambda t: t.numel(), default=None)
         sizes = (length, *shape)
         if largest is None or largest.dim() < 2 or not shape or largest.shape[1] != shape[0] or shape[0] < 2:
-            return buffers.empty(sizes, dtype)
+            return Room(sizes, dtype)
         if largest.stride(1) <= largest.stride(0):
-            return buffers.empty(sizes, dtype)
+            return Room(sizes, dtype)
         # Not a view: whoever takes the result may write into it.
         inner = math.prod(shape[1:])
         rest = [math.prod(shape[d + 1 :]) for d in range(1, len(shape))]
-        return buffers.empty(sizes, dtype, (inner, length * inner, *rest))
+        return Room(sizes, dtype, (inner, length * inner, *rest))
 
-    def _threads(self, layout: _Layout, length: int) -> int:
+    def _threads(self, layout: Strides, length: int) -> int:
         vectors = -(-layout.size // layout.form.width)
         work = length * vectors * layout.outer * self.cost
         return cpu_threads.thread_count() if work > _PARALLEL else 1
 
-    def _workers(self, layout: _Layout, length: int, chunks: int) -> int:
+    def _workers(self, layout: Strides, length: int, chunks: int) -> int:
         """How many workers share the blocks."""
         return min(self._threads(layout, length), layout.blocks(chunks))
 
-    def _chunks(self, layout: _Layout, length: int, state: int) -> int:
+    def _chunks(self, layout: Strides, length: int, state: int) -> int:
         """How many vectors a block has: few enough for their states to stay in the cache, and for all workers to have
         as many blocks."""
         threads = self._threads(layout, length)
@@ -305,172 +435,26 @@ class Compiled:
         return max(4, min(room, 128, max(length, 1)))
 
 
-def _like(tensor: Tensor) -> Tensor:
-    """Memory for a derivative, laid out as the tensor where that has no overlaps."""
-    return buffers.like(tensor.resolve_conj().resolve_neg())
+def _settled(values: Sequence[Any]) -> list[Tensor]:
+    """The tensors among some values, their numbers in memory as they are."""
+    found = []
+    for x in values:
+        if isinstance(x, Tensor):
+            found.append(x.resolve_conj().resolve_neg() if x.is_conj() or x.is_neg() else x)
+    return found
 
 
-class _Layout:
-    """Sizes of the lanes, and each tensor's strides along them."""
-
-    def __init__(
-        self, compiled: Compiled, tensors: dict[Any, Tensor], simd: int | None = -1, a: Adjoint | None = None
-    ) -> None:
-        self.compiled = compiled
-        self.adjoint = a
-        self.tensors = tensors
-        self.sizes = list(compiled.s.program.lanes)
-        self.lanes: dict[Any, dict[int, int]] = {}
-        self.inner: dict[Any, list[int]] = {}
-        key = (id(a), simd, tuple((name, tensor.stride()) for name, tensor in tensors.items()))
-        known = compiled.layouts.get(key)
-        if known is None:
-            for name, tensor in tensors.items():
-                self._read(name, tensor)
-            form = self._form(self._best() if simd == -1 else simd)
-            if len(compiled.layouts) < _MOST_LAYOUTS:
-                compiled.layouts[key] = dict(self.lanes), dict(self.inner), form
-        else:
-            self.lanes, self.inner, form = dict(known[0]), dict(known[1]), known[2]
-        self.form = form
-        self.size = self.sizes[self.form.simd] if self.form.simd is not None else 1
-        self.outer = math.prod(self.sizes) // self.size
-
-    def _read(self, name: Any, tensor: Tensor) -> None:
-        if name[0] == "factor" and self.adjoint is not None:
-            operand = factor_operand(self.adjoint.factors[name[1]], self.compiled.s.program.lanes)
-        else:
-            operand = self.compiled.operand(name)
-        strides = tensor.stride()[tensor.dim() - len(operand.dims) :]
-        lanes, inner = {}, []
-        for dim, stride in zip(operand.dims, strides, strict=True):
-            own = []
-            for leaf in reversed(dim):
-                own.append((leaf, stride))
-                stride *= leaf.size
-            for leaf, s in reversed(own):
-                if leaf.lane is None:
-                    inner.append(s)
-                else:
-                    lanes[leaf.lane] = s
-        self.lanes[name], self.inner[name] = lanes, inner
-
-    def fit_states(self) -> None:
-        """Copy initial states whose strides along the vectors are of another kind than those of the states put out."""
-        simd = self.form.simd
-        for name in [n for n in self.tensors if n[0] == "stored"]:
-            first = "initial", name[1]
-            if simd is None or simd not in self.lanes[name] or first not in self.tensors:
-                continue
-            if (self.lanes[name][simd] == 1) != (self.lanes[first][simd] == 1):
-                like = torch.empty_like(self.tensors[name][0])
-                if like.stride() != self.tensors[name][0].stride():
-                    like = torch.empty_strided(like.shape, self.tensors[name][0].stride(), dtype=like.dtype)
-                self.tensors[first] = like.copy_(self.tensors[first])
-                self._read(first, self.tensors[first])
-
-    def along(self, simd: int | None) -> dict[Any, str]:
-        """Whether each tensor's elements are next to each other along a lane."""
-        return {
-            n: "unit" if s[simd] == 1 else "strided" for n, s in self.lanes.items() if simd is not None and simd in s
-        }
-
-    def _best(self) -> int | None:
-        """The lane along which vectors cost least."""
-        if not self.sizes:
-            return None
-        return min(range(len(self.sizes)), key=self._cost)
-
-    def _cost(self, lane: int) -> float:
-        width = self._width(lane)
-        total = float(self.compiled.cost)
-        for name, strides in self.lanes.items():
-            if name[0] in ("x", "y"):
-                size = math.prod(self.compiled.operand(name).shape)
-                total += size * (0.5 if lane not in strides else 1 if strides[lane] == 1 else 2 * width)
-        return total * -(-self.sizes[lane] // width) / self.sizes[lane]
-
-    def _width(self, lane: int | None) -> int:
-        if lane is None:
-            return 1
-        operands = [o for group in self.compiled.s.inputs.values() for o in group[:1]]
-        most = max((size_of(KINDS[o.dtype]) for o in operands if o.dtype.is_floating_point), default=4)
-        widest = toolchain.vector_bytes() // most
-        return min(widest, 1 << (self.sizes[lane] - 1).bit_length())
-
-    def _form(self, simd: int | None) -> Form:
-        width = self._width(simd)
-        masked = simd is not None and self.sizes[simd] % width != 0
-        return Form(width, simd, masked, len(self.sizes))
-
-    def partial(self, name: Any, lead: Sequence[int]) -> Tensor:
-        """Zeros for sums of a derivative, `lead` sizes first; the lane along the vectors is the fast dimension."""
-        operand = self.compiled.operand(name)
-        shape = [math.prod(leaf.size for leaf in dim) for dim in operand.dims]
-        last = [d for d, dim in enumerate(operand.dims) if any(x.lane == self.form.simd for x in dim)]
-        order = [d for d in range(len(shape)) if d not in last] + last
-        tensor = torch.zeros([*lead, *(shape[d] for d in order)], dtype=partial_dtype(operand.dtype))
-        back = [len(lead) + order.index(d) for d in range(len(shape))]
-        tensor = tensor.permute(*range(len(lead)), *back)
-        self._read(name, tensor)
-        return tensor
-
-    def owns(self, name: Any, tensor: Tensor, chunks: int) -> bool:
-        """Whether one block makes each element of a derivative: it lacks the lane along the vectors, and no other, and
-        a block has all of that lane. The tensor is then where it goes."""
-        operand, simd = self.compiled.operand(name), self.form.simd
-        if set(range(len(self.sizes))) - operand.lanes != {simd} or self.size > self.form.width * chunks:
-            return False
-        self._read(name, tensor)
-        if self.inner[name] and self.inner[name][-1] != 1:
-            return False
-        self.tensors[name] = tensor
-        return True
-
-    def blocks(self, chunks: int) -> int:
-        """Number of blocks of so many vectors."""
-        return self.outer * -(-self.size // (self.form.width * chunks))
+def _position(values: Sequence[Any], i: int) -> int:
+    """The number of a value among those that are tensors."""
+    return sum(isinstance(x, Tensor) for x in values[:i])
 
 
-def _call(
-    kernel: Kernel,
-    address: int,
-    layout: _Layout,
-    tensors: Mapping[Any, Tensor],
-    length: int,
-    chunks: int,
-    segment: int,
-    workers: int,
-    checkpoints: Tensor | None,
-    partial: Mapping[Any, Tensor],
-) -> None:
-    """Fill a kernel's table and run it."""
-    need = kernel.fixed + chunks * (kernel.per_chunk + (segment + 1) * kernel.per_step)
-    need = padded(need)
-    memory = buffers.empty([workers * need + 64], torch.uint8)
-    head = {
-        "ticket": 0,
-        "workers": workers,
-        "blocks": layout.blocks(chunks),
-        "chunks": chunks,
-        "lanes": layout.size,
-        "lane_blocks": -(-layout.size // (kernel.form.width * chunks)),
-        "steps": length,
-        "segment": segment,
-        "segments": -(-length // segment),
-        "workspace": -(-memory.data_ptr() // 64) * 64,
-        "workspace_bytes": need,
-        "checkpoints": 0 if checkpoints is None else checkpoints.data_ptr(),
-    }
-    table = [head[name] for name in HEADER] + layout.sizes
-    for slot in kernel.slots:
-        tensor = partial[slot.name] if slot.partial else tensors[slot.name]
-        lanes, inner = layout.lanes[slot.name], layout.inner[slot.name]
-        table.append(tensor.data_ptr())
-        if slot.partial:
-            table.append(tensor.stride(0))
-        if slot.timed:
-            table.append(tensor.stride(1 if slot.partial else 0))
-        table += [lanes[lane] for lane in slot.lanes] + inner
-    packed = torch.tensor(table, dtype=torch.int64)
-    cpu_threads.run(address, packed.data_ptr(), workers)
+def _offset(key: Key, part: Tensor) -> int:
+    """Bytes from where a complex tensor begins to one of its parts."""
+    return part.element_size() if key[1] == "im" else 0
+
+
+def _like(tensor: Tensor) -> Room:
+    """Room for a derivative, laid out as the tensor where that has no overlaps."""
+    size = tuple(tensor.shape)
+    return Room(size, tensor.dtype, None if tensor.is_contiguous() else dense(size, tensor.stride()))

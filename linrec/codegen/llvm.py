@@ -12,6 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 FLOATS = ("float", "double")
+METADATA = "!0 = !{i32 1}"
+"""What instructions refer to, at the end of a module."""
+_STREAMED = "!nontemporal !0"
 
 
 @dataclass(frozen=True)
@@ -236,6 +239,16 @@ class Builder:
         """Write a number, or those of all lanes."""
         kind = self.type(value.kind, value.wide)
         self.emit(f"store {kind} {value.text}, ptr {pointer.text}, align {size_of(value.kind)}")
+
+    def stream(self, value: Val, pointer: Val) -> None:
+        """Write all lanes to an address that is a multiple of a vector's size, past the caches. Others see it after a
+        `fence`."""
+        align = self.width * size_of(value.kind)
+        self.emit(f"store {self.type(value.kind, True)} {value.text}, ptr {pointer.text}, align {align}, {_STREAMED}")
+
+    def fence(self) -> None:
+        """Finish all writes before those that follow."""
+        self.emit("fence seq_cst")
 
     def masked_load(self, pointer: Val, kind: str, mask: Val) -> Val:
         """Numbers from an address on, in the lanes that a mask holds; zeros elsewhere."""

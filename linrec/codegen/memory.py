@@ -50,7 +50,8 @@ class Slot:
         rank: number of inner dimensions.
         timed: whether it has a time stride.
         partial: whether each worker has one of its own, so that there is a stride from one to the next.
-        along: its stride along the vectors: "unit", "strided", or "none" where it does not have that lane.
+        along: its stride along the vectors: "unit", "strided", or "none" where it does not have that lane; "streamed"
+            is "unit" with every vector at a multiple of its size, in memory that is not read again soon.
     """
 
     name: Any
@@ -198,6 +199,9 @@ class Row:
         base, _ = self._element(w, places, self._shifted(w, kind))
         base = self._redirected(b, base, self.only)
         value = b.widen(value)
+        if self.slot.along == "streamed" and not self.accumulate:
+            b.stream(self._encoded(b, value), base)
+            return
         if self.chunk.mask is None or b.width == 1:
             self._put(b, base, value, kind)
             return

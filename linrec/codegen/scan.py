@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from linrec.codegen import arrangement, contraction, pointwise, toolchain
-from linrec.codegen.adjoint import Wanted, differentiable
+from linrec.codegen.adjoint import everything
 from linrec.codegen.axes import Unsupported
 from linrec.codegen.lanes import program
 from linrec.codegen.launch import Compiled, Run
@@ -56,7 +56,7 @@ def supported(step: fx.GraphModule, carries: int, xs: int) -> str | None:
             values.append(_like(value) if isinstance(value, Tensor) else hint(value))
     try:
         compiled, _ = _build(step, carries, xs, values)
-        compiled.adjoint(_everything(compiled.s, set(compiled.s.inputs)))
+        compiled.adjoint(everything(compiled.s, set(compiled.s.inputs)))
     except Unsupported as reason:
         return str(reason)
     return None
@@ -64,11 +64,6 @@ def supported(step: fx.GraphModule, carries: int, xs: int) -> str | None:
 
 def _like(value: Tensor) -> Tensor:
     return torch.empty([hint(s) for s in value.shape], dtype=value.dtype, device="meta")
-
-
-def _everything(s: Signature, inputs: set[Any]) -> Wanted:
-    finals = frozenset(k for k, (o, _) in s.updates.items() if differentiable(o))
-    return Wanted(frozenset(inputs), finals, frozenset(k for k, (o, _) in s.ys.items() if differentiable(o)))
 
 
 Outputs = list[tuple[torch.dtype, tuple[int, ...]]]
@@ -255,9 +250,16 @@ def _plain(values: Sequence[Any]) -> bool:
     """Whether all are numbers or plain tensors in memory, with nothing watching torch's operators."""
     if _mode() == "off" or not toolchain.available() or torch.is_autocast_enabled("cpu") or not unwatched():
         return False
-    tensors = [x for x in values if isinstance(x, Tensor)]
-    numbers = all(isinstance(x, (bool, int, float, Tensor)) for x in values)
-    return numbers and are_plain(tensors, ("cpu",))
+    tensors = []
+    for x in values:
+        if isinstance(x, Tensor):
+            tensors.append(x)
+        elif type(x) not in _NUMBERS:
+            return False
+    return are_plain(tensors, ("cpu",))
+
+
+_NUMBERS = (int, float, bool)
 
 
 class _Loop(torch.autograd.Function):
@@ -267,31 +269,31 @@ class _Loop(torch.autograd.Function):
     def forward(
         ctx: Any, scan: CompiledScan, compiled: Compiled, length: int, outputs: Outputs, *inputs: Any
     ) -> tuple[Tensor, ...]:
-        needed = [i for i, x in enumerate(inputs) if ctx.needs_input_grad[4 + i] and isinstance(x, Tensor)]
-        wanted = _everything(compiled.s, {k for k in compiled.s.inputs if k[0] in needed})
+        needs = ctx.needs_input_grad
+        needed = tuple([i for i, x in enumerate(inputs) if needs[4 + i] and isinstance(x, Tensor)])
         with torch._C.DisableTorchFunction():
-            a = compiled.adjoint(wanted)
-            results, run = compiled.forward(length, inputs, outputs, bool(a.recomputed), not a.keeps_states)
+            t = compiled.training(needed)
+            results, run = compiled.forward(length, inputs, outputs, t.keep, t.first_only)
         ctx.set_materialize_grads(False)
         ctx.notices_writes = True  # so that results need not be copied for a caller that may write into them
-        moving = compiled.moving(frozenset(needed))
-        ctx.mark_non_differentiable(*(r for i, r in enumerate(results) if i not in moving))
+        if t.fixed:
+            ctx.mark_non_differentiable(*[results[i] for i in t.fixed])
         ctx.scan, ctx.compiled, ctx.length, ctx.needed, ctx.run = scan, compiled, length, needed, run
         ctx.numbers = {i: x for i, x in enumerate(inputs) if not isinstance(x, Tensor)}
         ctx.count = len(inputs)
         # States are read from the results; whether somebody has written into these shows in their versions.
-        read = {a.stored[k][0] for k in (*a.needed, *a.later)} if a.reads_outputs else set()
-        ctx.stored = {i: results[i].detach() for i in read}
-        ctx.versions = {i: results[i]._version for i in read}
-        ctx.save_for_backward(*(x for x in inputs if isinstance(x, Tensor)))
+        ctx.stored = {i: results[i].detach() for i in t.read}
+        ctx.versions = [results[i]._version for i in t.read]
+        ctx.save_for_backward(*[x for x in inputs if isinstance(x, Tensor)])
         return tuple(results)
 
     @staticmethod
     @own_precision
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
-        saved = iter(ctx.saved_tensors)
-        inputs = [ctx.numbers[i] if i in ctx.numbers else next(saved) for i in range(ctx.count)]
-        changed = any(x._version != ctx.versions[i] for i, x in ctx.stored.items())
+        inputs = list(ctx.saved_tensors)
+        for i, number in ctx.numbers.items():
+            inputs.insert(i, number)
+        changed = [x._version for x in ctx.stored.values()] != ctx.versions
         plain = _plain([g for g in grads if g is not None])
         if torch.is_grad_enabled() or changed or not plain:
             found = _by_torch(ctx.scan, ctx.length, inputs, grads, ctx.needed)
@@ -305,7 +307,7 @@ class _Loop(torch.autograd.Function):
             except Exception as error:  # no kernel could be made: the torch form is there
                 ctx.scan.reason = f"{type(error).__name__}: {error}"
                 found = _by_torch(ctx.scan, ctx.length, inputs, grads, ctx.needed)
-        return (None, None, None, None, *(found.get(i) for i in range(ctx.count)))
+        return (None, None, None, None, *[found.get(i) for i in range(ctx.count)])
 
 
 def _by_torch(

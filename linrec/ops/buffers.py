@@ -4,6 +4,7 @@ the same sizes in every step, and gives it back."""
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import sys
@@ -35,6 +36,12 @@ def _of_one_alone() -> tuple[int, int] | None:
     return _references({key: table.pop(0)}, key)
 
 
+@functools.lru_cache(maxsize=1024)
+def dense(size: Sequence[int], stride: Sequence[int]) -> tuple[int, ...]:
+    """The strides of ``torch.empty_like`` of a tensor. The tensor without memory that it is asked of takes 0.1 ms."""
+    return torch.empty_like(torch.empty_strided(size, stride, device="meta")).stride()
+
+
 class Buffers:
     """Storages, those last that were asked for last. One that only this object still holds may be handed out again.
 
@@ -55,7 +62,7 @@ class Buffers:
 
         Args:
             size: of each dimension; dtype: of the elements.
-            stride: of a dense tensor, its dimensions in any order; contiguous if None.
+            stride: of a tensor without overlaps; contiguous if None.
         """
         need = math.prod(size) * dtype.itemsize
         if need < _LEAST or need > self.most or self._alone is None:
@@ -64,6 +71,8 @@ class Buffers:
             return torch.empty_strided(size, stride, dtype=dtype)
         if stride is None:
             stride = [math.prod(size[d + 1 :]) for d in range(len(size))]
+        else:
+            need = (1 + sum((n - 1) * by for n, by in zip(size, stride, strict=True))) * dtype.itemsize
         new: Any = torch.empty(0, dtype=dtype)
         found: Tensor = new.set_(self._storage(need), 0, tuple(size), tuple(stride))
         return found
@@ -74,8 +83,7 @@ class Buffers:
             return torch.empty_like(x, requires_grad=False)
         if x.is_contiguous():
             return self.empty(x.shape, x.dtype)
-        shape = torch.empty_like(torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="meta"))
-        return self.empty(shape.shape, x.dtype, shape.stride())
+        return self.empty(x.shape, x.dtype, dense(x.shape, x.stride()))
 
     def release(self) -> None:
         """Let go of all memory that is not in use."""

@@ -34,9 +34,14 @@ def run(function: int, argument: int, threads: int) -> None:
     """Call the C function at address `function` with the pointer `argument`, on up to `threads` threads at once."""
     parallel = _gomp_parallel() if threads > 1 else None
     if parallel is None:
-        _CALL(function)(argument)
+        _called(function)(argument)
     else:
         parallel(function, argument, threads, 0)
+
+
+@functools.lru_cache(maxsize=4096)
+def _called(function: int) -> Any:
+    return _CALL(function)
 
 
 _CALL = ctypes.CFUNCTYPE(None, ctypes.c_void_p)

@@ -18,7 +18,7 @@ DEVICES = tuple(d for d in ("cpu", "cuda", "xpu", "mps") if torch.amp.is_autocas
 
 def is_autocast() -> bool:
     """Whether autocast is on, for any device."""
-    return any(torch.is_autocast_enabled(d) for d in DEVICES)
+    return torch._C._is_any_autocast_enabled() and any(torch.is_autocast_enabled(d) for d in DEVICES)
 
 
 AutocastState = tuple[tuple[str, torch.dtype], ...]

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor
 
-from linrec.codegen import launch
+from linrec.codegen import call
+from linrec.codegen.strides import Room
 
 
-def _spoilt(x: Tensor) -> Tensor:
+def spoilt(x: Tensor) -> Tensor:
+    """The same memory, full of NaN or of ones."""
     if x.is_complex():
         torch.view_as_real(x).fill_(float("nan"))  # both parts
     elif x.is_floating_point():
@@ -21,22 +21,8 @@ def _spoilt(x: Tensor) -> Tensor:
     return x
 
 
-class _Spoiling:
-    """torch, whose fresh memory is never zero by chance."""
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(torch, name)
-
-    def empty(self, *args: Any, **kwargs: Any) -> Tensor:
-        return _spoilt(torch.empty(*args, **kwargs))
-
-    def empty_like(self, *args: Any, **kwargs: Any) -> Tensor:
-        return _spoilt(torch.empty_like(*args, **kwargs))
-
-    def empty_strided(self, *args: Any, **kwargs: Any) -> Tensor:
-        return _spoilt(torch.empty_strided(*args, **kwargs))
-
-
 @pytest.fixture(autouse=True)
 def spoilt_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "torch", _Spoiling())
+    make, workspace = Room.make, call._workspace
+    monkeypatch.setattr(Room, "make", lambda self: spoilt(make(self)))
+    monkeypatch.setattr(call, "_workspace", lambda size: spoilt(workspace(size)))

@@ -87,7 +87,7 @@ def check(case: Case, fast: CompiledScan, loop: Scan, inputs: Sequence[Tensor], 
     length = next((x.shape[0] for x in inputs[loop.carries : loop.carries + loop.xs]), 6)
     mine, theirs = leaves(inputs), leaves(inputs)
     got, expected = call(fast, length, mine), call(loop, length, theirs)
-    assert fast.reason is None
+    assert fast.reason is None, fast.reason
     compare(case, got, expected, expected, tolerance)
     wanted = [x for x in mine if x.requires_grad]
     compare(case, gradients(got, mine), gradients(expected, theirs), wanted, tolerance)
