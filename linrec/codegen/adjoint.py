@@ -133,7 +133,7 @@ def everything(s: Signature, inputs: Iterable[Any]) -> Wanted:
 
 
 def moving(s: Signature, inputs: Iterable[Key]) -> set[int]:
-    """The results, by number, that change with some inputs, over any number of steps."""
+    """The results, by number, that change with some inputs, over one step or more."""
     found = {s.inputs[k][1] for k in inputs if differentiable(s.inputs[k][0])}
     order = ancestors(a.node for group in (s.updates, s.ys) for _, a in group.values())
     while True:
@@ -143,7 +143,7 @@ def moving(s: Signature, inputs: Iterable[Key]) -> set[int]:
             break
         found = more
     results = {k[0] for k, (_, a) in s.ys.items() if a.node in reached}
-    return results | {k[0] for k, (_, n) in s.carries.items() if n in found}
+    return results | {k[0] for k, (_, a) in s.updates.items() if a.node in reached}
 
 
 def adjoint(s: Signature, wanted: Wanted) -> Adjoint:

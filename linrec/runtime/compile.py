@@ -32,6 +32,7 @@ from linrec.lowering.cost import pays_from
 from linrec.ops.precision import autocast_state, no_autocast
 from linrec.passes import involved, standard
 from linrec.passes.base import Observer
+from linrec.runtime.initial import keep_initial_states
 from linrec.runtime.plan import Plan, TimeDim, gradient_flags, lookup
 from linrec.runtime.state import frozen_state
 from linrec.runtime.surroundings import surroundings
@@ -310,6 +311,7 @@ def _rewritten(
     shapes = _shapes(longer, axis)
     guards = _guards(longer)
     result = standard(name, options.observe, options.lowering).run(graph_module)
+    keep_initial_states(graph_module, longer.sources)
     for part in graph_module.modules():
         if isinstance(part, fx.GraphModule):
             restore_autograd_functions(part)

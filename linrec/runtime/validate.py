@@ -267,10 +267,11 @@ def _outcome(
 
 
 def _gradients(found: dict[str, Any], leaves: list[Any], state: dict[str, Tensor]) -> dict[str, Any]:
-    generator = torch.Generator().manual_seed(0)
     total: Any = 0.0
-    for x in found.values():
+    for i, x in enumerate(found.values()):
         if isinstance(x, Tensor) and x.requires_grad:
+            # Of its own for each: whether a result that has no derivative says so must not change the others' weights.
+            generator = torch.Generator().manual_seed(i)
             weight = torch.randn(x.shape, dtype=torch.float64, generator=generator).to(x.device)
             total = total + (
                 (x.real * weight).sum() + (x.imag * weight).sum() if x.is_complex() else (x * weight).sum()

@@ -88,6 +88,7 @@ def check(case: Case, fast: CompiledScan, loop: Scan, inputs: Sequence[Tensor], 
     mine, theirs = leaves(inputs), leaves(inputs)
     got, expected = call(fast, length, mine), call(loop, length, theirs)
     assert fast.reason is None, fast.reason
+    assert [x.requires_grad for x in got] == [x.requires_grad for x in expected]
     compare(case, got, expected, expected, tolerance)
     wanted = [x for x in mine if x.requires_grad]
     compare(case, gradients(got, mine), gradients(expected, theirs), wanted, tolerance)

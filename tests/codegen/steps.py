@@ -30,6 +30,12 @@ def step(states: list[Of], xs: list[Of], consts: list[Of] | None = None) -> Call
 H = [real(B, 3)]
 
 
+@step([real(B, 3), real(B, 3), real(B, 3)], [real(B, 3)])
+def cut_off(h: Tensor, once: Tensor, same: Tensor, x: Tensor) -> Any:
+    """A state without derivatives, one that never changes, and one that has both."""
+    return 0.5 * h + x * same, 0.5 * once.detach(), same, h * once
+
+
 @step([real(B, 6, 4)], [gate(B, 6), real(B, 6), real(B, 4), real(B, 4)], [real(6, 4)])
 def mamba(h: Tensor, dt: Tensor, x: Tensor, b: Tensor, c: Tensor, a: Tensor) -> Any:
     h = torch.exp(-dt.unsqueeze(-1) * a.exp()) * h + (dt * x).unsqueeze(-1) * b.unsqueeze(1)

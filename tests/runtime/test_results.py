@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
@@ -105,3 +106,31 @@ def test_what_is_no_dataclass_stays_the_same_object() -> None:
     result = {"a": [torch.ones(1)], "b": None}
     assert opened(result) is result
     assert opened(States) is States
+
+
+class _Cut(nn.Module):
+    """Returns the last of a state that every step cuts off."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.b, self.a = nn.Parameter(torch.randn(4)), nn.Parameter(torch.rand(3))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        h, cut, out = x.new_zeros(x.shape[1], 3), self.b.expand(x.shape[1], -1), []
+        for t in range(x.shape[0]):
+            h = h * self.a + x[t]
+            cut = 0.5 * cut.detach()
+            out.append(h)
+        return torch.stack(out), cut
+
+
+def test_a_state_without_derivatives(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its last value has none either, as in the loop."""
+    monkeypatch.setenv("LINREC_SHORTEST", "1")
+    model = linrec.parallelize(_Cut().double())
+    x = torch.randn(9, 2, 3, dtype=torch.float64, requires_grad=True)
+    for _ in range(2):
+        out, cut = model(x)
+        assert out.requires_grad and not cut.requires_grad
+    assert not [o for o in linrec.report(model).obstructions if o.id == "LR010"], str(linrec.report(model))
+    assert len([r for r in linrec.report(model) if r.parallel]) == 1

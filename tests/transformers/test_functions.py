@@ -1,4 +1,5 @@
-"""Recurrences that the library keeps in functions: the gated delta rule of Qwen3-Next; OLMo Hybrid around its own."""
+"""Recurrences that the library keeps in functions: the gated delta rule of Qwen3-Next, Kimi's delta attention, xLSTM's
+matrix memory; and the models around them."""
 
 from __future__ import annotations
 
@@ -78,3 +79,121 @@ def test_olmo_hybrid() -> None:
     for batch, length in ((2, 9), (1, 20)):
         ids = tokens(batch, length)
         assert differences(outcome(model, ids), outcome(oracle, ids), 1e-3) == []
+
+
+def kimi_linear() -> Any:
+    import transformers
+
+    config = transformers.KimiLinearConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        layer_types=["linear_attention", "full_attention"],
+        linear_head_dim=4,
+        linear_num_heads=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        kv_lora_rank=4,
+        q_lora_rank=None,
+        qk_nope_head_dim=4,
+        qk_rope_head_dim=4,
+        v_head_dim=4,
+        num_experts=4,
+        n_routed_experts=4,
+        num_experts_per_token=2,
+        moe_intermediate_size=8,
+        use_cache=False,
+        pad_token_id=0,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    return transformers.KimiLinearForCausalLM(config)
+
+
+def test_kimi_delta_attention() -> None:
+    """The decay differs along the keys."""
+    module = pytest.importorskip("transformers.models.kimi_linear.modeling_kimi_linear")
+    theirs = module.recurrent_kimi_delta_attention
+    ours = linrec.parallelize(theirs)
+    for batch, length in ((2, 11), (3, 19), (1, 3)):
+        torch.manual_seed(length)
+        decay = -torch.randn(batch, length, 2, 4).exp()
+        found = []
+        for each in (ours, theirs):
+            query, key, value, _, step = leaves = [x.requires_grad_() for x in inputs(batch, length)]
+            leaves[3] = given = decay.clone().requires_grad_()
+            out, last = each(
+                query, key, value, g=given, beta=step, initial_state=None, output_final_state=True,
+                use_qk_l2norm_in_kernel=True,
+            )  # fmt: skip
+            found.append([out, last, *torch.autograd.grad(out.pow(2).sum() + last.sum(), leaves)])
+        for left, right in zip(*found, strict=True):
+            torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-4 * float(right.abs().max()))
+    (recurrence,) = (each for each in linrec.report(ours) if each.states)
+    assert linrec.report(ours).parallel, str(linrec.report(ours))
+    assert recurrence.states == ("last_recurrent_state",)
+
+
+def test_kimi_linear() -> None:
+    """The layers call a chunked form in training, beside experts and attention; the model computes what it did."""
+    pytest.importorskip("transformers.models.kimi_linear.modeling_kimi_linear")
+    model, oracle = linrec.parallelize(build(kimi_linear, torch.float32)), build(kimi_linear, torch.float32)
+    ids = tokens(2, 9)
+    assert differences(outcome(model, ids), outcome(oracle, ids), 1e-3) == []
+
+
+def xlstm() -> Any:
+    """In the mode in which the library runs its own loop, for what is shorter than a chunk."""
+    import transformers
+
+    config = transformers.xLSTMConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=64,
+        num_hidden_layers=1,
+        num_blocks=1,
+        num_heads=2,
+        qk_dim_factor=1.0,
+        v_dim_factor=1.0,
+        mode="inference",
+        return_last_states=True,
+        pad_token_id=0,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    return transformers.xLSTMForCausalLM(config)
+
+
+def test_xlstm_matrix_memory() -> None:
+    module = pytest.importorskip("transformers.models.xlstm.modeling_xlstm")
+    theirs = getattr(module, "mlstm_recurrent_sequence_native", None)
+    if theirs is None:
+        pytest.skip("the xlstm package is installed, and the library's own loop is not there")
+    ours = linrec.parallelize(theirs)
+    for batch, length in ((2, 11), (3, 19), (1, 3)):
+        found = []
+        for each in (ours, theirs):
+            torch.manual_seed(length)
+            shape = batch, 2, length
+            leaves = [torch.randn(*shape, n) for n in (4, 4, 6)] + [torch.randn(shape), torch.randn(shape) + 2]
+            leaves = [x.requires_grad_() for x in leaves]
+            out, last = each(*leaves, return_last_states=True)
+            loss = out.pow(2).sum() + sum(x.sum() for x in last)
+            found.append([out, *last, *torch.autograd.grad(loss, leaves)])
+        for left, right in zip(*found, strict=True):
+            torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-4 * float(right.abs().max()))
+    report = linrec.report(ours)
+    assert report.parallel, str(report)
+    assert len([each for each in report if each.states]) == 3
+
+
+def test_xlstm() -> None:
+    """The model writes the states that come out over those that went in, before the backward pass."""
+    module = pytest.importorskip("transformers.models.xlstm.modeling_xlstm")
+    if not hasattr(module, "mlstm_recurrent_sequence_native"):
+        pytest.skip("the xlstm package is installed, and the library's own loop is not there")
+    model, oracle = linrec.parallelize(build(xlstm, torch.float32)), build(xlstm, torch.float32)
+    for batch, length in ((2, 9), (2, 12)):
+        ids = tokens(batch, length)
+        assert differences(outcome(model, ids), outcome(oracle, ids), 1e-3) == []
+    assert linrec.report(model).parallel, str(linrec.report(model))
