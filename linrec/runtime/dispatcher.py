@@ -27,6 +27,7 @@ from linrec.ops.precision import uncached_autocast
 from linrec.runtime.compile import Compiled, Options, compile_call
 from linrec.runtime.plan import Plan
 from linrec.runtime.signature import PLAIN, flattened, global_hooks, hooked, is_positional, known, ordinary, signature
+from linrec.runtime.state import Seen
 from linrec.runtime.traced import Traced, is_callable
 from linrec.runtime.validate import check_length
 
@@ -159,6 +160,7 @@ class Dispatcher:
         self.last_plan: Plan | None = None
         self.disabled = False
         self.brief: tuple[int, int, int] | None = None
+        self.seen = Seen()
         self.traced = Traced(self)
 
     @property
@@ -188,7 +190,7 @@ class Dispatcher:
 
     def __getstate__(self) -> dict[str, Any]:
         state = dict(self.__dict__)
-        state.update(compiled={}, looked=set(), last_plan=None, brief=None)
+        state.update(compiled={}, looked=set(), last_plan=None, brief=None, seen=Seen())
         del state["traced"]
         options = self.settings.options
         own = Options(options.validate, lowering=options.lowering)
@@ -228,7 +230,7 @@ class Dispatcher:
                 self._note_strangers(leaves)
             return self.original(*args, **kwargs)
         try:
-            key = signature(self.module, leaves, spec)
+            key = signature(self.module, leaves, spec, self.seen)
             if self.root and key not in self.looked and (key, _clipped(leaves)) not in self.looked:
                 try:
                     self._look(key, spec, leaves)
@@ -305,17 +307,17 @@ class Dispatcher:
     def _dispatch(self, key: Hashable, spec: Any, leaves: list[Any], args: Any, kwargs: Any) -> Any:
         tensors = [x for x in leaves if isinstance(x, Tensor)]
         try:
-            plan, length = self._plan(key, spec, leaves, tensors)
+            plan, length, values = self._plan(key, spec, leaves, tensors)
         except NotParallelizable:
             raise
         except Exception as error:  # a bug of the compiler must never break the model
             self._note(_failure(error))
-            plan, length = None, 0
+            plan, length, values = None, 0, None
         if plan is None:
             return self.original(*args, **kwargs)
         self.last_plan = plan
         try:
-            return plan.run(self.module, tensors)
+            return plan.run(self.module, tensors, values)
         except PASSING:
             raise
         except Exception as error:  # what the user's code does wrong, the original says better
@@ -324,21 +326,24 @@ class Dispatcher:
             self._broken(plan, length, Obstruction("LR010", "", text))
             return result
 
-    def _plan(self, key: Hashable, spec: Any, leaves: list[Any], tensors: list[Tensor]) -> tuple[Plan | None, int]:
-        """The plan for a call, compiled and checked where that is due, and the length of the call."""
+    def _plan(
+        self, key: Hashable, spec: Any, leaves: list[Any], tensors: list[Tensor]
+    ) -> tuple[Plan | None, int, list[Any] | None]:
+        """The plan for a call, compiled and checked where that is due, the length, and what the plan runs with."""
         found = self.compiled.get(key)
-        plan = self._admitted(found, tensors) if found else None
+        plan, values = self._admitted(found, tensors) if found else (None, None)
         if plan is None and (found is None or (found.plans and not self._too_short(found, tensors))):
             found = self._compile(key, spec, leaves, found)
-            plan = self._admitted(found, tensors) if found else None
+            plan, values = self._admitted(found, tensors) if found else (None, None)
         self._strictly(found)
         if plan is None:
-            return None, 0
+            return None, 0, None
         length = plan.length(tensors)
         if length < plan.pays_from:
-            return None, length
-        unchecked = self.settings.options.validate and not plan.is_checked(length)
-        return (None if unchecked and self._check(plan, spec, leaves, length) else plan), length
+            return None, length, None
+        if self.settings.options.validate and not plan.is_checked(length):
+            return (None if self._check(plan, spec, leaves, length) else plan), length, None
+        return plan, length, values
 
     def _transformed(self, args: Any, kwargs: Any) -> Any:
         """A call inside a transform of `torch.func`: by a plan that is there and checked at this length, in its torch
@@ -346,8 +351,8 @@ class Dispatcher:
         leaves, spec = flattened(args, kwargs)
         tensors = [x for x in leaves if isinstance(x, Tensor)]
         if all(type(x) in (*PLAIN, Tensor, nn.Parameter) for x in leaves):
-            found = self.compiled.get(signature(self.module, leaves, spec))
-            plan = self._admitted(found, tensors) if found else None
+            found = self.compiled.get(signature(self.module, leaves, spec, self.seen))
+            plan = self._admitted(found, tensors)[0] if found else None
             checked = plan is not None and (plan.is_checked(plan.length(tensors)) or not self.settings.options.validate)
             if plan is not None and checked and not plan.has_effects:
                 try:
@@ -359,11 +364,12 @@ class Dispatcher:
                     pass
         return self.original(*args, **kwargs)
 
-    def _admitted(self, found: Compiled, tensors: list[Tensor]) -> Plan | None:
+    def _admitted(self, found: Compiled, tensors: list[Tensor]) -> tuple[Plan | None, list[Any] | None]:
         for plan in found.plans:
-            if plan.admits(self.module, tensors, plan.length(tensors)):
-                return plan
-        return None
+            values = plan.admitted(self.module, tensors, plan.length(tensors))
+            if values is not None:
+                return plan, values
+        return None, None
 
     def _too_short(self, found: Compiled, tensors: list[Tensor]) -> bool:
         """Whether a new plan would not help: the call is shorter than what is traced, or a plan broke at its length."""

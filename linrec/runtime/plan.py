@@ -3,7 +3,6 @@ size that its guards admit."""
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -67,29 +66,34 @@ class Plan:
 
     def admits(self, module: nn.Module, tensors: Sequence[Tensor], length: int) -> bool:
         """Whether the guards hold for these tensor leaves."""
+        return self.admitted(module, tensors, length) is not None
+
+    def admitted(self, module: nn.Module, tensors: Sequence[Tensor], length: int) -> list[Any] | None:
+        """What the sources have to give, where the guards hold for these tensor leaves."""
         if length < self.min_length or (self.broken_from is not None and length >= self.broken_from[0]):
-            return False
+            return None
         symbols: dict[str, int] = {}
         for tensor, dims in zip(tensors, self.shapes, strict=True):
             for size, dim in zip(tensor.shape, dims, strict=True):
                 if type(dim) is str:
                     if symbols.setdefault(dim, size) != size:
-                        return False
+                        return None
                 elif type(dim) is int:
                     if dim != size:
-                        return False
+                        return None
                 elif dim is not None and length + dim.offset != size:
-                    return False
+                    return None
         if self.flags is not None and self.flags != gradient_flags(module, tensors):
-            return False
+            return None
         if self.guards and not all(guard(symbols) for guard in self.guards):
-            return False
-        for source, expected in zip(self.sources, self.state, strict=True):
-            if expected is not None:
-                value = lookup(module, source.name)
-                if not isinstance(value, Tensor) or (value.dtype, value.shape, value.device) != expected:
-                    return False
-        return True
+            return None
+        values = self._values(module, tensors)
+        for value, expected in zip(values, self.state, strict=True):
+            if expected is not None and (
+                not isinstance(value, Tensor) or (value.dtype, value.shape, value.device) != expected
+            ):
+                return None
+        return values
 
     def is_checked(self, length: int) -> bool:
         """Whether the original was seen to do at this length what its short traces predict."""
@@ -105,35 +109,51 @@ class Plan:
         pairs = [pair for x, dims in zip(tensors, self.shapes, strict=True) for pair in zip(x.shape, dims, strict=True)]
         return all(type(dim) is not int or dim == size for size, dim in pairs)
 
-    def arguments(self, module: nn.Module, tensors: Sequence[Tensor]) -> list[Any]:
-        """The values of the graph's placeholders for one call."""
+    def _values(self, module: nn.Module, tensors: Sequence[Tensor]) -> list[Any]:
+        """What the sources have to give."""
+        found = []
+        owners: dict[str, Any] = {"": module}
+        for s in self.sources:
+            if s.kind == "input":
+                found.append(tensors[s.index])
+            elif s.kind == "constant":
+                found.append(s.value)
+            else:
+                path, name = _split(s.name)
+                if path not in owners:
+                    owners[path] = lookup(module, path)
+                found.append(_attribute(owners[path], name))
+        return found
+
+    def arguments(self, module: nn.Module, tensors: Sequence[Tensor], values: list[Any] | None = None) -> list[Any]:
+        """The values of the graph's placeholders for one call; `values` is what `admitted` has found."""
+        found = self._values(module, tensors) if values is None else values
         written = self.written
-        return [
-            tensors[s.index]
-            if s.kind == "input"
-            else s.value
-            if s.kind == "constant"
-            # A buffer that is written afterwards may have been saved for backward: the graph gets a copy.
-            else lookup(module, s.name).clone()
-            if s.name in written
-            else lookup(module, s.name)
-            for s in self.sources
-        ]
+        if not written:
+            return found
+        # A buffer that is written afterwards may have been saved for backward: the graph gets a copy.
+        pairs = zip(self.sources, found, strict=True)
+        return [x.clone() if s.kind not in ("input", "constant") and s.name in written else x for s, x in pairs]
 
     @property
     def has_effects(self) -> bool:
         """Whether a call does more than return something."""
         return bool(self.attributes) or any(kind != "user" for kind, _ in self.outputs)
 
-    @property
+    @functools.cached_property
     def written(self) -> set[str]:
         """The buffers that forward writes."""
         return {what for kind, what in self.outputs if kind == "buffer"}
 
-    def run(self, module: nn.Module, tensors: Sequence[Tensor]) -> Any:
-        """Run the graph, replay the side effects of forward, and return what forward returns."""
-        with no_autocast() if is_autocast() else contextlib.nullcontext():
-            flat = self.graph_module.forward(*self.arguments(module, tensors))
+    def run(self, module: nn.Module, tensors: Sequence[Tensor], values: list[Any] | None = None) -> Any:
+        """Run the graph, replay the side effects of forward, and return what forward returns; `values` is what
+        `admitted` has found."""
+        arguments = self.arguments(module, tensors, values)
+        if is_autocast():
+            with no_autocast():
+                flat = self.graph_module.forward(*arguments)
+        else:
+            flat = self.graph_module.forward(*arguments)
         user: list[Tensor] = []
         for (kind, what), value in zip(self.outputs, flat, strict=True):
             if kind == "user":
@@ -163,18 +183,26 @@ def lookup(module: nn.Module, name: str) -> Any:
     """The attribute of a module by qualified name."""
     value: Any = module
     for part in _parts(name):
-        own = value.__dict__ if isinstance(value, nn.Module) else {}
-        for table in _TABLES:
-            if part in own.get(table, ()):
-                value = own[table][part]
-                break
-        else:
-            value = getattr(value, part, None)
+        value = _attribute(value, part)
     return value
 
 
-_TABLES = ("_modules", "_parameters", "_buffers")
+def _attribute(owner: Any, name: str) -> Any:
+    own = owner.__dict__ if isinstance(owner, nn.Module) else {}
+    for table in _TABLES:
+        if name in own.get(table, ()):
+            return own[table][name]
+    return getattr(owner, name, None)
+
+
+_TABLES = ("_parameters", "_buffers", "_modules")
 """Where a module has what it registers: nothing else of the same name may be beside it, and to look here is quick."""
+
+
+@functools.lru_cache(maxsize=4096)
+def _split(name: str) -> tuple[str, str]:
+    path, _, last = name.rpartition(".")
+    return path, last
 
 
 @functools.lru_cache(maxsize=4096)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from linrec.ops.precision import autocast_state
-from linrec.runtime.state import frozen_state
+from linrec.runtime.state import Seen, submodules
 from linrec.runtime.surroundings import surroundings
 
 PLAIN = (int, float, complex, bool, str, type(None))
@@ -58,9 +58,13 @@ def is_positional(spec: Any) -> bool:
     return id(spec) in _numbers
 
 
-def signature(module: nn.Module, leaves: list[Any], spec: Any) -> Hashable:
-    """What a plan depends on besides sizes: structure, dtypes, ranks, devices, flags, plain arguments, attributes."""
-    modules = list(module.modules())
+def signature(module: nn.Module, leaves: list[Any], spec: Any, seen: Seen | None = None) -> Hashable:
+    """What a plan depends on besides sizes: structure, dtypes, ranks, devices, flags, plain arguments, attributes.
+
+    Args:
+        module: the module; leaves, spec: of its arguments; seen: what was frozen at the last call.
+    """
+    modules = submodules(module)
     parts: list[Hashable] = [
         _numbers.get(id(spec), spec),
         torch.is_grad_enabled(),
@@ -68,14 +72,15 @@ def signature(module: nn.Module, leaves: list[Any], spec: Any) -> Hashable:
     ]
     for x in leaves:
         if isinstance(x, Tensor):
-            parts.append((x.dtype, x.device, tuple(s == 1 for s in x.shape)))
+            parts.append((x.dtype, x.device, tuple([s == 1 for s in x.shape])))
         else:
             parts.append((type(x), x))
-    parts.append(frozen_state(module, modules=modules))
-    parts.append(_held(modules, leaves))
+    frozen, changing = (seen or Seen()).frozen(modules)
+    parts.append(frozen)
+    parts.append(_held(changing, leaves))
     parts.append(surroundings(modules))
     parts.append(global_hooks())
-    parts.append(any(hooked(sub) for sub in modules[1:]))
+    parts.append(any(map(hooked, modules[1:])))
     return tuple(parts)
 
 

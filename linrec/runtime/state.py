@@ -3,6 +3,7 @@ into something that compares equal exactly when none of them has changed."""
 
 from __future__ import annotations
 
+import operator
 import sys
 import types
 from collections.abc import Hashable, Iterable
@@ -66,6 +67,82 @@ def frozen_state(
             else:
                 parts.append((name, _frozen(value, memo, _DEPTH)))
     return tuple(parts)
+
+
+_FIXED = frozenset([*_PLAIN, types.FunctionType, types.BuiltinFunctionType, type])
+"""Types whose objects do not change."""
+
+
+class Frozen:
+    """A frozen state that is quick to compare."""
+
+    __slots__ = ("hash", "value")
+
+    def __init__(self, value: Hashable) -> None:
+        self.value, self.hash = value, hash(value)
+
+    def __hash__(self) -> int:
+        return self.hash
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (isinstance(other, Frozen) and self.hash == other.hash and self.value == other.value)
+
+
+class Seen:
+    """The modules of the last call with attributes of types that do not change, and what was frozen of them: that holds
+    as long as the attributes are the same objects."""
+
+    def __init__(self) -> None:
+        self._known: list[tuple[nn.Module, tuple[str, ...], list[Any], Frozen] | None] = []
+
+    def frozen(self, modules: list[nn.Module]) -> tuple[Hashable, list[nn.Module]]:
+        """The frozen state of some modules, and those of them that have other attributes."""
+        known = self._known if len(self._known) == len(modules) else [None] * len(modules)
+        parts: list[Hashable] = []
+        others: list[nn.Module] = []
+        current = []
+        for sub, entry in zip(modules, known, strict=True):
+            attributes = sub.__dict__
+            if (
+                entry is None
+                or entry[0] is not sub
+                or tuple(attributes) != entry[1]
+                or not all(map(operator.is_, attributes.values(), entry[2]))
+            ):
+                entry = self._entry(sub, attributes)
+            current.append(entry)
+            if entry is None:
+                others.append(sub)
+            else:
+                parts.append(entry[3])
+        self._known = current
+        return (tuple(parts), frozen_state(modules[0], modules=others) if others else ()), others
+
+    def _entry(self, sub: nn.Module, attributes: dict[str, Any]) -> Any:
+        items = list(attributes.items())
+        if not all(name in _TABLES or _is_fixed(value) for name, value in items):
+            return None
+        return sub, tuple([n for n, _ in items]), [v for _, v in items], Frozen(frozen_state(sub, modules=[sub]))
+
+
+def _is_fixed(value: Any) -> bool:
+    return type(value) in _FIXED or (type(value) is tuple and all(type(x) in _FIXED for x in value))
+
+
+def submodules(module: nn.Module) -> list[nn.Module]:
+    """A module and all that is within it, each once."""
+    found: list[nn.Module] = []
+    seen: set[int] = set()
+    waiting = [module]
+    while waiting:
+        sub = waiting.pop()
+        if id(sub) not in seen:
+            seen.add(id(sub))
+            found.append(sub)
+            children = sub._modules
+            if children:
+                waiting += [x for x in reversed(list(children.values())) if x is not None]
+    return found
 
 
 def _frozen(value: Any, memo: dict[int, Hashable], depth: int) -> Hashable:

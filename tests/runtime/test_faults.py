@@ -14,13 +14,13 @@ from linrec.codegen import launch
 from linrec.codegen import scan as codegen
 from linrec.lowering import diagonal
 from linrec.runtime import compile as compiler
-from linrec.runtime import dispatcher, signature
+from linrec.runtime import dispatcher, state
 from linrec.runtime.plan import Plan
 
 from .samples import Gated, build, same, series
 
 STAGES: dict[str, tuple[Any, str]] = {
-    "signature": (signature, "frozen_state"),
+    "signature": (state, "frozen_state"),
     "discovery": (dispatcher, "find_time"),
     "axis": (compiler, "find_time"),
     "fingerprint": (compiler, "record"),
@@ -30,7 +30,7 @@ STAGES: dict[str, tuple[Any, str]] = {
     "generalise": (compiler, "generalize"),
     "passes": (compiler, "standard"),
     "validation": (compiler, "validate"),
-    "guards": (Plan, "admits"),
+    "guards": (Plan, "admitted"),
     "check": (dispatcher, "check_length"),
     "run": (Plan, "arguments"),
 }
