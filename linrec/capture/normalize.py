@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, fx
 
 from linrec.ir.nodes import emit, shape_of, size_expr, value
+from linrec.ir.scan import is_random
 
 aten = torch.ops.aten
 
@@ -72,6 +73,8 @@ def normalize(graph_module: fx.GraphModule) -> None:
     for node in list(graph.nodes):
         if node.op == "call_function":
             _cat_to_stack(graph, node)
+    graph.eliminate_dead_code()
+    _repeat_the_same(graph)
     graph.eliminate_dead_code()
     _one_read_per_use(graph)
     graph.eliminate_dead_code()
@@ -448,6 +451,27 @@ def _cat_to_stack(graph: fx.Graph, node: fx.Node) -> None:
     if unsqueezed and len(items) > 1:
         new = emit(graph, node, aten.stack.default, ([i.args[0] for i in items], dim), node)
         _replace(node, new)
+
+
+def _repeat_the_same(graph: fx.Graph) -> None:
+    """What every step puts into a stack where all of them compute the same: one tensor, as often as there are steps."""
+    stacks = [n for n in graph.nodes if n.target is aten.stack.default and len(n.args[0]) > 1]
+    stacks = [n for n in stacks if len({item.target for item in n.args[0]}) == 1]
+    if not stacks:
+        return
+    known: dict[Any, int] = {}
+    number: dict[fx.Node, int] = {}
+    for node in graph.nodes:
+        key: Any = node
+        if node.op == "call_function" and not is_random(node):
+            key = node.target, repr(fx.map_arg((node.args, node.kwargs), lambda n: f"value {number[n]}"))
+        number[node] = known.setdefault(key, len(known))
+    for node in stacks:
+        item, dim = node.args[0][0], _dim(node, 1)
+        if len({number[x] for x in node.args[0]}) == 1:
+            single = emit(graph, node, aten.unsqueeze.default, (item, dim), node)
+            times = [len(node.args[0]) if d == dim else 1 for d in range(value(single).dim())]
+            _replace(node, emit(graph, node, aten.repeat.default, (single, times), node))
 
 
 def _one_read_per_use(graph: fx.Graph) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -134,3 +135,43 @@ def test_a_state_without_derivatives(monkeypatch: pytest.MonkeyPatch) -> None:
         assert out.requires_grad and not cut.requires_grad
     assert not [o for o in linrec.report(model).obstructions if o.id == "LR010"], str(linrec.report(model))
     assert len([r for r in linrec.report(model) if r.parallel]) == 1
+
+
+class _Same(nn.Module):
+    """Stacks what is the same in every step, beside a recurrence."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.w, self.drop = nn.Parameter(torch.randn(3)), nn.Dropout(rate)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        still, h, same, out = self.w * 2, torch.zeros_like(x[:, 0]), [], []
+        for t in range(x.shape[1]):
+            h = 0.9 * h + x[:, t]
+            same.append(self.drop(torch.tanh(still)).unsqueeze(0))
+            out.append(h)
+        return torch.cat(same, 0), torch.stack(out, 1)
+
+
+def test_what_is_the_same_in_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LINREC_SHORTEST", "1")
+    loop = _Same(0.0).double()
+    fast = linrec.parallelize(copy.deepcopy(loop))
+    for length in (12, 7, 20):
+        x = torch.randn(2, length, 3, dtype=torch.float64)
+        found = []
+        for model in (fast, loop):
+            same, out = model(x)
+            weight = torch.linspace(1, 2, same.numel(), dtype=torch.float64).view_as(same)
+            found.append([same, out, *torch.autograd.grad((same * weight).sum() + 0 * out.sum(), model.w)])
+        for mine, theirs in zip(*found, strict=True):
+            torch.testing.assert_close(mine, theirs)
+    assert linrec.report(fast).parallel
+
+
+def test_what_is_drawn_anew_in_every_step() -> None:
+    """A mask for each of them."""
+    fast = linrec.parallelize(_Same(0.5).double())
+    for _ in range(2):
+        same, _ = fast(torch.randn(2, 40, 3, dtype=torch.float64))
+        assert len({tuple(row) for row in (same == 0).tolist()}) > 1
