@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from linrec.capture.trace import containers, restore_attributes, snapshot_attributes
+from linrec.capture.snapshot import containers, restore_attributes, snapshot_attributes
 from linrec.ir.results import opened
 
 Dims = dict[int, dict[int, int]]

@@ -4,7 +4,6 @@ itself exactly as it was."""
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import copy
 import functools
@@ -33,6 +32,7 @@ from linrec.capture.autocast import has_regions, mark_casts, protect_casts, writ
 from linrec.capture.autograd_function import opaque_autograd_functions
 from linrec.capture.functionalize import functionalize
 from linrec.capture.grad_modes import inline_grad_modes
+from linrec.capture.snapshot import PLAIN, assigned, containers, restore_attributes, snapshot_attributes, touched
 from linrec.ir.location import USER_FRAME, is_library, note
 from linrec.ir.obstruction import Refused, refuse
 from linrec.ir.results import opened
@@ -94,103 +94,22 @@ class _Slot:
 
 Slot = _Slot
 
-_PLAIN = (int, float, complex, bool, str, bytes, type(None), torch.dtype, torch.device)
-
-
-Snapshot = list[tuple[nn.Module, dict[str, Any], dict[str, dict[str, Any]], list[tuple[Any, Any]]]]
-
-_TABLES = ("_parameters", "_buffers", "_modules")
-
-
-def snapshot_attributes(module: nn.Module) -> Snapshot:
-    """A copy of every submodule's attributes, of its parameter, buffer and module tables, and of the lists, dicts, sets
-    and deques that its attributes hold."""
-    saved: Snapshot = []
-    for sub in module.modules():
-        state = dict(sub.__dict__)
-        tables = {table: dict(sub.__dict__[table]) for table in _TABLES}
-        held = [c for n, v in state.items() if n not in _TABLES for c in containers(v)]
-        saved.append((sub, state, tables, [(c, copy.copy(c)) for c in held]))
-    return saved
-
-
-_CONTAINERS = (list, dict, set, collections.deque, collections.OrderedDict, collections.defaultdict)
-
-
-def containers(value: Any) -> list[Any]:
-    """The lists, dicts, sets and deques in a value, itself included, however deep."""
-    found: list[Any] = []
-    pending, seen = [value], set()
-    while pending:
-        value = pending.pop()
-        if isinstance(value, tuple):
-            pending.extend(value)
-        elif type(value) in _CONTAINERS and id(value) not in seen:
-            seen.add(id(value))
-            found.append(value)
-            pending.extend(value.values() if isinstance(value, dict) else value)
-    return found
-
-
-def _same_items(a: Any, b: Any) -> bool:
-    if isinstance(a, dict):
-        return list(a) == list(b) and all(a[k] is b[k] for k in a)
-    if isinstance(a, set):
-        return bool(a == b)
-    return len(a) == len(b) and all(x is y for x, y in zip(a, b, strict=True))
-
-
-def restore_attributes(saved: Snapshot) -> None:
-    """Undo every attribute assignment, and every change of a container that an attribute holds, since the snapshot."""
-    for sub, state, tables, held in saved:
-        for container, content in held:
-            if not _same_items(container, content):
-                container.clear()
-                (container.update if isinstance(container, (dict, set)) else container.extend)(content)
-        for table, content in tables.items():
-            live = state[table]
-            if not _same_items(live, content):
-                live.clear()
-                live.update(content)
-        for name in [n for n in sub.__dict__ if n not in state]:
-            del sub.__dict__[name]
-        for name, value in state.items():
-            if sub.__dict__.get(name) is not value:
-                sub.__dict__[name] = value
-
-
-def _assigned(saved: Snapshot, module: nn.Module) -> list[tuple[str, str, Any]]:
-    paths = {id(sub): name for name, sub in module.named_modules()}
-    found = []
-    for sub, state, tables, held in saved:
-        for container, content in held:
-            if not _same_items(container, content):
-                name = next(n for n, v in state.items() if any(c is container for c in containers(v)))
-                raise refuse("LR013", f"forward changes the {type(container).__name__} self.{name} in place.")
-        for table, kind in zip(_TABLES, ("parameter", "buffer", "submodule"), strict=True):
-            live, old_items = sub.__dict__.get(table), tables[table]
-            if live is not state[table] or not _same_items(state[table], old_items):
-                changed = [n for n in {**old_items, **(live or {})} if (live or {}).get(n) is not old_items.get(n)]
-                where = ".".join(filter(None, (paths[id(sub)], *changed[:1])))
-                raise refuse("LR013", f"forward assigns the {kind} {where!r}.")
-        for name, value in sub.__dict__.items():
-            old = state.get(name, getattr(type(sub), name, _Slot))
-            if type(old) in (int, float, complex, bool, str) and type(value) in _PLAIN and value != old:
-                raise refuse("LR013", f"forward changes self.{name} (from {old!r} to {value!r}).")
-            if value is old or (type(value) in _PLAIN and type(value) is type(old) and value == old):
-                continue
-            found.append((paths[id(sub)], name, value))
-    return found
-
 
 class _UserFrames(TorchFunctionMode):
     """Notes for every operator of a trace the innermost line of user code that called it; torch keeps only the frames
     of forward methods."""
 
+    def __init__(self, loose: set[int]) -> None:
+        super().__init__()
+        self.loose = loose
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         frame: FrameType | None = sys._getframe(1)
         while frame is not None and is_library(frame.f_code.co_filename):
             frame = frame.f_back
+        for x in args:
+            if type(x) is torch.nn.Parameter:  # those of the module are replaced while it is traced
+                self.loose.add(x.data_ptr())
         if frame is None:
             return func(*args, **(kwargs or {}))
         with annotate({USER_FRAME: note(frame)}):
@@ -200,7 +119,9 @@ class _UserFrames(TorchFunctionMode):
 class _Results:
     """Carries what a traced call returned out of the export, which resets the attributes of the module it traces."""
 
-    value: Any = None
+    def __init__(self) -> None:
+        self.value: Any = None
+        self.loose: set[int] = set()
 
 
 class _Flat(nn.Module):
@@ -217,9 +138,13 @@ class _Flat(nn.Module):
         rest = iter(tensors)
         args, kwargs = pytree.tree_unflatten([next(rest) if isinstance(x, Tensor) else x for x in leaves], spec)
         saved = snapshot_attributes(self.inner)
+        given = [("", c, copy.copy(c)) for c in containers((args, kwargs), frozenset(map(id, self.inner.modules())))]
         try:
-            with preserve_node_meta(), _UserFrames():
+            with preserve_node_meta(), _UserFrames(self.results.loose):
                 out = forward(*args, **kwargs)
+            other = touched(given)
+            if other:
+                raise refuse("LR013", f"forward changes a {other[1]} that it is given.")
             flat: list[Tensor] = []
 
             def slots(value: Any, what: str) -> tuple[list[Any], Any]:
@@ -231,7 +156,7 @@ class _Flat(nn.Module):
                         flat.append(leaf)
                     elif isinstance(leaf, torch.SymInt):
                         raise refuse("LR005", f"{what} holds a number that depends on the batch size.")
-                    elif type(leaf) in _PLAIN:
+                    elif type(leaf) in PLAIN:
                         marked.append(leaf)
                     else:
                         raise refuse("LR002", f"{what} holds a {type(leaf).__name__}, which cannot be traced.")
@@ -239,7 +164,7 @@ class _Flat(nn.Module):
 
             out_leaves, out_spec = slots(out, "the result")
             attributes = []
-            for path, name, value in _assigned(saved, self.inner):
+            for path, name, value in assigned(saved, self.inner):
                 marked, attribute_spec = slots(value, f"the attribute {name!r}")
                 attributes.append((path, name, attribute_spec, marked))
             self.results.value = (out_spec, out_leaves, attributes)
@@ -313,7 +238,7 @@ def trace(module: nn.Module, forward: Any, spec: Any, leaves: Sequence[Any], dyn
         torch.set_rng_state(rng)
         restore_attributes(saved)
     out_spec, out_leaves, attributes = flat.results.value
-    found = _as_trace(program, module, out_spec, out_leaves, attributes)
+    found = _as_trace(program, module, out_spec, out_leaves, attributes, flat.results.loose)
     _merge_literals(found, literals)
     found.mixed = mixed
     return found
@@ -420,7 +345,9 @@ def _where(error: BaseException) -> str:
     return found
 
 
-def _as_trace(program: Any, module: nn.Module, out_spec: Any, out_leaves: list[Any], attributes: list[Any]) -> Trace:
+def _as_trace(
+    program: Any, module: nn.Module, out_spec: Any, out_leaves: list[Any], attributes: list[Any], loose: set[int]
+) -> Trace:
     sources: list[Source] = []
     names = {
         InputKind.PARAMETER: "parameter",
@@ -438,8 +365,10 @@ def _as_trace(program: Any, module: nn.Module, out_spec: Any, out_leaves: list[A
             held = functools.reduce(lambda owner, part: getattr(owner, part, None), name.split("."), cast(Any, module))
             if spec.kind is InputKind.CONSTANT_TENSOR and (name == target or held is None):
                 value = program.constants[target]
-                if value.requires_grad:
-                    raise refuse("LR002", "A tensor that requires gradient is used, but is no parameter of the module.")
+                if value.requires_grad or value.data_ptr() in loose:
+                    text = "A tensor that requires gradient is used, but is no parameter of the module."
+                    hint = "Register it: as an attribute, in nn.ParameterList or nn.ModuleList, not in a plain list."
+                    raise refuse("LR002", text, hint=hint)
                 sources.append(Source("constant", name=target, value=value))
             else:
                 sources.append(Source(names[spec.kind], name=name))

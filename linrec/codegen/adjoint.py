@@ -97,6 +97,14 @@ class Adjoint:
         """Whether the derivative by an input is not zero."""
         return self.changes.get(key) is not None or key in self.products
 
+    def reads(self, s: Signature) -> frozenset[int]:
+        """The inputs whose numbers are needed, by number."""
+        nodes = ancestors(x.access.node for x in (*self.stores(s), *self.recomputation(s)))
+        found = {n.attr[1] for n in nodes if n.op == "input" and n.attr[0] == "given"}
+        if self.recomputed:  # what a loop starts from is in its first checkpoint
+            found -= {k[0] for k in s.carries}
+        return frozenset(found | {k[0] for k in (self.needed if self.reads_outputs else ())})
+
     def stores(self, s: Signature) -> list[Store]:
         """What leaves a step of the loop back."""
         found = []

@@ -59,6 +59,16 @@ def real_parts(tensor: Tensor) -> dict[str, Tensor]:
     return {"re": both.select(-1, 0), "im": both.select(-1, 1)}
 
 
+class StaleError(RuntimeError):
+    """An input that a backward pass needs has been written into since the forward pass."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "one of the variables needed for gradient computation has been modified by an inplace operation: an input "
+            "of a loop that linrec has rewritten. Clone it before it is written into."
+        )
+
+
 @dataclass
 class Training:
     """What a forward pass keeps for a backward one.
@@ -67,12 +77,14 @@ class Training:
         keep: whether it writes checkpoints; first_only: whether one, of the beginning, will do.
         read: the results that the backward pass reads, by number.
         fixed: those that do not change with any of the inputs.
+        unread: the inputs whose numbers the backward pass does not need.
     """
 
     keep: bool
     first_only: bool
     read: list[int]
     fixed: list[int]
+    unread: frozenset[int]
 
 
 @dataclass
@@ -139,7 +151,8 @@ class Compiled:
             a, changing = self.adjoint(everything(self.s, keys)), moving(self.s, keys)
             read = {a.stored[k][0] for k in (*a.needed, *a.later)} if a.reads_outputs else set()
             results = {k[0] for k in (*self.s.updates, *self.s.ys)}
-            found = Training(bool(a.recomputed), not a.keeps_states, sorted(read), sorted(results - changing))
+            unread = frozenset(k[0] for k in self.s.inputs) - a.reads(self.s)
+            found = Training(bool(a.recomputed), not a.keeps_states, sorted(read), sorted(results - changing), unread)
             self._training[needed] = found
         return found
 
@@ -245,6 +258,7 @@ class Compiled:
         stored: Mapping[int, Tensor],
         needed: Sequence[int],
         run: Run,
+        stale: frozenset[int] = frozenset(),
     ) -> dict[int, Tensor]:
         """The derivatives by inputs.
 
@@ -254,15 +268,21 @@ class Compiled:
             stored: outputs of the forward pass that hold states, by number.
             needed: the inputs whose derivatives are wanted, by number.
             run: from `forward`.
+            stale: the inputs that have been written into since.
 
         Returns:
             The derivatives, by number; one that is missing is zero.
+
+        Raises:
+            StaleError: where the numbers of one of these are needed.
         """
         given = _settled([*inputs, *grads, *stored.values()])
         pattern = tuple(g is not None for g in grads), tuple(needed), run.form, run.chunks, run.segment
         strides = [x.stride() for x in given]
         key: Any = ("back", length, pattern, cpu_threads.thread_count(), *strides)
         p = self._prepared(key, lambda: self._prepare_backward(length, inputs, grads, stored, needed, run, True))
+        if stale and stale & p.a.reads(self.s):
+            raise StaleError
         found = {i: room.make() for i, room in p.found.items()}
         addresses = [x.data_ptr() for x in given] + [x.data_ptr() for x in found.values()]
         if p.call.streams and any(at % LINE for at in addresses[len(given) :]):

@@ -18,7 +18,7 @@ from linrec.codegen import arrangement, contraction, pointwise, toolchain
 from linrec.codegen.adjoint import everything
 from linrec.codegen.axes import Unsupported
 from linrec.codegen.lanes import program
-from linrec.codegen.launch import Compiled, Run
+from linrec.codegen.launch import Compiled, Run, StaleError
 from linrec.codegen.signature import Signature
 from linrec.codegen.translate import translate
 from linrec.ir.extension import PASSING
@@ -284,30 +284,49 @@ class _Loop(torch.autograd.Function):
         # States are read from the results; whether somebody has written into these shows in their versions.
         ctx.stored = {i: results[i].detach() for i in t.read}
         ctx.versions = [results[i]._version for i in t.read]
-        ctx.save_for_backward(*[x for x in inputs if isinstance(x, Tensor)])
+        # What is not needed is not saved either: its owner may write into it.
+        apart = t.unread if torch._C._autograd._top_saved_tensors_default_hooks(False) is None else ()
+        held = [(i, x) for i, x in enumerate(inputs) if isinstance(x, Tensor) and i in apart]
+        ctx.save_for_backward(
+            *[x for i, x in enumerate(inputs) if isinstance(x, Tensor) and i not in apart], _with(held)
+        )
         return tuple(results)
 
     @staticmethod
     @own_precision
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
-        inputs = list(ctx.saved_tensors)
-        for i, number in ctx.numbers.items():
-            inputs.insert(i, number)
+        *inputs, holder = ctx.saved_tensors
+        held = {i: (x, version) for i, x, version in getattr(holder, "held", ())}
+        for i, x in sorted({**ctx.numbers, **{i: x for i, (x, _) in held.items()}}.items()):
+            inputs.insert(i, x)
+        stale = frozenset(i for i, (x, version) in held.items() if x._version != version)
         changed = [x._version for x in ctx.stored.values()] != ctx.versions
         plain = _plain([g for g in grads if g is not None])
         if torch.is_grad_enabled() or changed or not plain:
+            if stale:
+                raise StaleError
             found = _by_torch(ctx.scan, ctx.length, inputs, grads, ctx.needed)
         else:
             run: Run = ctx.run
             try:
                 with torch._C.DisableTorchFunction():
-                    found = ctx.compiled.backward(ctx.length, inputs, grads, ctx.stored, ctx.needed, run)
-            except PASSING:
+                    found = ctx.compiled.backward(ctx.length, inputs, grads, ctx.stored, ctx.needed, run, stale)
+            except (*PASSING, StaleError):
                 raise
             except Exception as error:  # no kernel could be made: the torch form is there
                 ctx.scan.reason = f"{type(error).__name__}: {error}"
+                if stale:
+                    raise StaleError from None
                 found = _by_torch(ctx.scan, ctx.length, inputs, grads, ctx.needed)
         return (None, None, None, None, *[found.get(i) for i in range(ctx.count)])
+
+
+def _with(held: list[tuple[int, Tensor]]) -> Tensor:
+    """A tensor without elements that holds others, and how often they had been written into: saved for backward it lets
+    go of them when that is over, but nobody minds if they change."""
+    holder = torch.empty(0)
+    holder.held = [(i, x, x._version) for i, x in held]  # type: ignore[attr-defined]
+    return holder
 
 
 def _by_torch(

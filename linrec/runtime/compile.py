@@ -35,7 +35,6 @@ from linrec.passes.base import Observer
 from linrec.runtime.initial import keep_initial_states
 from linrec.runtime.plan import Plan, TimeDim, gradient_flags, lookup
 from linrec.runtime.state import frozen_state
-from linrec.runtime.surroundings import surroundings
 from linrec.runtime.validate import validate
 
 Varied = list[set[int]]
@@ -123,13 +122,7 @@ def _compile(
 ) -> Plan:
     tensors = [x for x in leaves if isinstance(x, Tensor)]
     flags = gradient_flags(module, tensors) if _reads_gradient_flags(module, forward, spec, leaves, axis) else None
-    before = surroundings(list(module.modules()))
     asked = questions(module, forward, spec, leaves, axis.dims)
-    changed = [
-        name for (name, old), (_, new) in zip(before, surroundings(list(module.modules())), strict=True) if old != new
-    ]
-    if changed:
-        raise refuse("LR013", f"forward changes '{changed[0]}', which its code also reads.")
     key = _fingerprint(module, forward, spec, leaves, axis, varied)
     known = options.shared.get(key) if key is not None else None
     if known is not None and known[0].fits(tensors) and not asked.value:

@@ -220,7 +220,8 @@ class Dispatcher:
             turns.leave()
 
     def _call(self, args: Any, kwargs: Any) -> Any:
-        if torch.compiler.is_compiling() or not self._active() or self._is_brief(args):
+        recorded = torch.compiler.is_compiling() or torch._C._get_tracing_state()
+        if recorded or not self._active() or self._is_brief(args):
             return self.original(*args, **kwargs)
         if torch._C._functorch.peek_interpreter_stack() is not None:
             return self._transformed(args, kwargs)

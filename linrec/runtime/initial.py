@@ -29,7 +29,7 @@ def keep_initial_states(graph_module: fx.GraphModule, sources: Sequence[Source])
     given = {n for n, s in zip(holders, sources, strict=True) if s.kind not in ("parameter", "constant")}
     copies: dict[fx.Node, fx.Node] = {}
     for node in list(graph.nodes):
-        if node.op != "call_module" or len(node.args) != 4:
+        if node.op != "call_module" or len(node.args) != 4 or not isinstance(node.args[1], (tuple, list)):
             continue
         length, initial, series, constants = node.args
         for state in initial:

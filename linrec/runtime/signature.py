@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from linrec.capture.surroundings import surroundings
 from linrec.ops.precision import autocast_state
 from linrec.runtime.state import Seen, submodules
-from linrec.runtime.surroundings import surroundings
 
 PLAIN = (int, float, complex, bool, str, type(None))
 

@@ -37,7 +37,7 @@ _TABLES = frozenset(
         "_compiled_call_impl",
     )
 )
-_DEPTH = 4
+_DEPTH = 8
 _MAX_BYTES = 1 << 16
 """Up to which size the content of an array counts; it is compared at every call."""
 
@@ -150,7 +150,7 @@ def _frozen(value: Any, memo: dict[int, Hashable], depth: int) -> Hashable:
         return (type(value), value)
     if isinstance(value, Tensor):
         # A tensor inside a container is a constant of the plan: another one, or a change of it, needs another plan.
-        return ("tensor", id(value), value._version)
+        return ("tensor", id(value), value._version, value.data_ptr() if value.layout is torch.strided else 0)
     numpy = sys.modules.get("numpy")
     if (
         numpy is not None

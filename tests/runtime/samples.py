@@ -6,6 +6,7 @@ Each loop calls `step` of its class, which counts: that is how a test sees wheth
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -21,10 +22,19 @@ TRACED = 12
 
 
 class Tally:
-    """Counts: an object, because a model that changes a plain value that it reads is left alone."""
+    """Counts where nobody looks: a model that changes what it reads is left alone."""
 
     def __init__(self) -> None:
-        self.steps = 0
+        self._count = itertools.count()
+
+    def step(self) -> None:
+        """One more."""
+        next(self._count)
+
+    @property
+    def steps(self) -> int:
+        """How many there were."""
+        return int(repr(self._count)[len("count(") : -1])
 
 
 TALLY = Tally()
@@ -41,7 +51,7 @@ class Gated(nn.Module):
         self.scale = scale
 
     def step(self, x: Tensor, h: Tensor) -> Tensor:
-        TALLY.steps += 1
+        TALLY.step()
         return self.act(self.gate(x)) * h + self.scale * self.drive(x)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 
 import pytest
 import torch
@@ -80,3 +81,66 @@ def test_written_after_a_module_of_its_own() -> None:
             found.append([y, *torch.autograd.grad(y.square().sum() + h_last.sum(), x)])
         for mine, theirs in zip(*found, strict=True):
             torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-9)
+
+
+class Decay(nn.Module):
+    """A loop whose derivatives need its states, and no number of its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Parameter(torch.zeros(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, out = torch.zeros_like(x[:, 0]), []
+        for t in range(x.shape[1]):
+            h = torch.sigmoid(self.a) * h + x[:, t]
+            out.append(h)
+        return torch.stack(out, 1)
+
+
+class Residual(nn.Module):
+    """Adds what comes out to what went in, in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.layers = nn.Linear(3, 3), nn.ModuleList([Decay(), Decay()])
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        for layer in self.layers:
+            x += layer(x)
+        return x
+
+
+def test_residuals_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LINREC_SHORTEST", "1")
+    torch.manual_seed(0)
+    loop = Residual().double()
+    fast = linrec.parallelize(copy.deepcopy(loop))
+    for length in (9, 14):
+        x = torch.randn(2, length, 3, dtype=torch.float64)
+        for model in (fast, loop):
+            model.zero_grad()
+            model(x).square().sum().backward()
+        for mine, theirs in zip(fast.parameters(), loop.parameters(), strict=True):
+            torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-9, atol=1e-9)
+    assert linrec.report(fast).parallel
+
+
+def test_an_input_that_is_not_needed_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And a second derivative, which would need it, says what has happened to it."""
+    monkeypatch.setenv("LINREC_SHORTEST", "1")
+    layer = linrec.parallelize(Decay().double())
+    leaf = torch.randn(2, 9, 3, dtype=torch.float64, requires_grad=True)
+    layer(leaf)
+    x = leaf * 1
+    seen = weakref.ref(x)
+    loss = layer(x).sum()
+    del x
+    loss.backward()
+    assert seen() is None
+    x = leaf * 1
+    loss = layer(x).square().sum()
+    x.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        torch.autograd.grad(loss, leaf, create_graph=True)

@@ -213,7 +213,7 @@ class AnyWidth(nn.Module):
         """The states of all steps: x (B, T, width) -> (B, T, width)."""
         h, out = torch.zeros_like(x[:, 0]), []
         for t in range(x.shape[1]):
-            TALLY.steps += 1
+            TALLY.step()
             h = 0.5 * (h.roll(1, -1) if self.mixing else h) + x[:, t]
             out.append(h)
         return torch.stack(out, 1)

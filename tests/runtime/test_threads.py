@@ -29,7 +29,9 @@ class Square(torch.autograd.Function):
 
 
 class Book:
-    """What `Watched` notes: an object, because a model that changes a plain value that it reads is left alone."""
+    """What `Watched` notes, where nobody looks: a model that changes what it reads is left alone."""
+
+    __slots__ = ("failures", "joined", "runs", "threads")
 
     def __init__(self) -> None:
         self.joined = True
