@@ -115,6 +115,9 @@ def restore_attributes(saved: Snapshot) -> None:
 
 def _refill(container: Any, content: Any) -> None:
     if not same_items(container, content):
+        if isinstance(container, dict) and list(container) == list(content):
+            container.update(content)  # at no time is anything missing: another thread may look
+            return
         container.clear()
         (container.update if isinstance(container, (dict, set)) else container.extend)(content)
 
