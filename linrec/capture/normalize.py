@@ -463,7 +463,7 @@ def _repeat_the_same(graph: fx.Graph) -> None:
     number: dict[fx.Node, int] = {}
     for node in graph.nodes:
         key: Any = node
-        if node.op == "call_function" and not is_random(node):
+        if isinstance(node.target, torch._ops.OpOverload) and not is_random(node):
             key = node.target, repr(fx.map_arg((node.args, node.kwargs), lambda n: f"value {number[n]}"))
         number[node] = known.setdefault(key, len(known))
     for node in stacks:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from linrec.capture.surroundings import is_object, points
+from linrec.capture.surroundings import GONE, is_object, points
 from linrec.ir.obstruction import refuse
 
 PLAIN = (int, float, complex, bool, str, bytes, type(None), torch.dtype, torch.device)
@@ -97,7 +97,7 @@ def same_items(a: Any, b: Any) -> bool:
 def restore_attributes(saved: Snapshot) -> None:
     """Undo every assignment, and every change of a container, since the snapshot."""
     for _, old, read, write in saved.bindings:
-        if read() is not old:
+        if read() is not old and old is not GONE:
             write(old)
     for _, container, content in saved.outside:
         _refill(container, content)

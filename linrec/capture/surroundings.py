@@ -1,5 +1,6 @@
-"""Plain values that the code of a module reads from elsewhere: globals of its file, attributes of classes, variables
-of the function that a class is defined in. A plan takes them for fixed, so it holds while they are what they were."""
+"""What the code of a module reads from elsewhere: globals of its file, attributes of classes, defaults of arguments,
+variables of the function that a class is defined in, and the objects and containers that it finds there. A plan takes
+them for fixed, so it holds while they are what they were."""
 
 from __future__ import annotations
 
@@ -40,7 +41,7 @@ def points(modules: list[nn.Module]) -> tuple[Point, ...]:
     return _points(classes, own)
 
 
-class _Gone:
+class GONE:
     """What a variable has that is not set."""
 
 
@@ -56,7 +57,7 @@ def _points(classes: frozenset[type], own: frozenset[types.FunctionType]) -> tup
             for name, value in list(vars(base).items()):
                 functions += _functions_of(value)
                 if not name.startswith("__") and _is_state(value):
-                    found[id(cls), name] = _attribute(cls, name)
+                    found[id(cls), name] = _attribute(cls, name, value)
     while functions and len(found) < _MAX_POINTS:
         function = functions.pop()
         if id(function.__code__) in seen or _is_foreign(function.__module__ or ""):
@@ -66,8 +67,9 @@ def _points(classes: frozenset[type], own: frozenset[types.FunctionType]) -> tup
             content = _content(cell)
             functions += _functions_of(content)
             if _is_state(content):
-                found[id(cell), name] = (
+                found[id(cell), name] = _point(
                     name,
+                    content,
                     functools.partial(_content, cell),
                     functools.partial(setattr, cell, "cell_contents"),
                 )
@@ -80,21 +82,30 @@ def _points(classes: frozenset[type], own: frozenset[types.FunctionType]) -> tup
             value = function.__globals__[name]
             functions += _functions_of(value)
             if _is_state(value):
-                found[id(function.__globals__), name] = (
+                found[id(function.__globals__), name] = _point(
                     name,
-                    functools.partial(function.__globals__.get, name, _Gone),
+                    value,
+                    functools.partial(function.__globals__.get, name, GONE),
                     functools.partial(function.__globals__.__setitem__, name),
                 )
             elif isinstance(value, (types.ModuleType, type)) and not _is_foreign(_module_of(value)):
                 for inner in sorted(names & vars(value).keys()):
                     functions += _functions_of(vars(value)[inner])
                     if _is_state(vars(value)[inner]):
-                        found[id(value), inner] = _attribute(value, inner)
+                        found[id(value), inner] = _attribute(value, inner, vars(value)[inner])
     return tuple(found.values())
 
 
-def _attribute(owner: Any, name: str) -> Point:
-    return name, functools.partial(getattr, owner, name, _Gone), functools.partial(setattr, owner, name)
+def _point(name: str, value: Any, read: Callable[[], Any], write: Callable[[Any], Any]) -> Point:
+    """A point; of a context variable it is what that has."""
+    if isinstance(value, contextvars.ContextVar):
+        return name, functools.partial(_of_context, value), value.set
+    return name, read, write
+
+
+def _attribute(owner: Any, name: str, value: Any) -> Point:
+    read, write = functools.partial(getattr, owner, name, GONE), functools.partial(setattr, owner, name)
+    return _point(name, value, read, write)
 
 
 def _defaults(function: types.FunctionType) -> tuple[Any, ...]:
@@ -130,11 +141,18 @@ def _is_state(value: Any) -> bool:
     return isinstance(value, (*_PLAIN, *_CONTAINERS, Tensor, contextvars.ContextVar)) or is_object(value)
 
 
+def _of_context(variable: contextvars.ContextVar[Any]) -> Any:
+    try:
+        return variable.get()
+    except LookupError:
+        return GONE
+
+
 def _content(cell: types.CellType) -> Any:
     try:
         return cell.cell_contents
     except ValueError:
-        return _Gone
+        return GONE
 
 
 def _names(code: types.CodeType) -> Iterator[str]:
@@ -150,8 +168,6 @@ def _frozen(value: Any, depth: int, seen: set[int]) -> Hashable:
         return (type(value), value)
     if isinstance(value, Tensor):
         return ("tensor", id(value))  # a plan reads the numbers of such a tensor at every call
-    if isinstance(value, contextvars.ContextVar):
-        return ("variable", id(value), _frozen(value.get(None), depth, seen))
     objects = is_object(value) and not isinstance(value, _CONTAINERS)
     size = len(vars(value)) if objects else len(value) if isinstance(value, _CONTAINERS) else _MAX_ITEMS + 1
     if size > _MAX_ITEMS or depth == 0 or id(value) in seen or len(seen) > _MAX_OBJECTS:

@@ -107,9 +107,10 @@ class _UserFrames(TorchFunctionMode):
         frame: FrameType | None = sys._getframe(1)
         while frame is not None and is_library(frame.f_code.co_filename):
             frame = frame.f_back
-        for x in args:
-            if type(x) is torch.nn.Parameter:  # those of the module are replaced while it is traced
-                self.loose.add(x.data_ptr())
+        for x in (*args, *(kwargs or {}).values()):
+            for item in x if type(x) in (list, tuple) else (x,):
+                if type(item) is nn.Parameter:  # those of the module are replaced while it is traced
+                    self.loose.add(item.data_ptr())
         if frame is None:
             return func(*args, **(kwargs or {}))
         with annotate({USER_FRAME: note(frame)}):

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -119,6 +119,11 @@ class _Backward:
     factors: list[Room]
     partial: dict[Key, Partial]
 
+    @property
+    def results(self) -> Iterable[Room]:
+        """Room for the results."""
+        return self.found.values()
+
 
 @dataclass
 class Compiled:
@@ -206,13 +211,10 @@ class Compiled:
         """
         given = _settled(inputs)
         key: Any = (length, keep, first_only, cpu_threads.thread_count(), *[x.stride() for x in given])
-        p = self._prepared(key, lambda: self._prepare_forward(length, inputs, outputs, keep, first_only, True))
-        results = [room.make() for room in p.results]
-        addresses = [x.data_ptr() for x in given] + [x.data_ptr() for x in results]
-        if p.call.streams and any(at % LINE for at in addresses[len(given) :]):
-            p = self._prepared(
-                (*key, False), lambda: self._prepare_forward(length, inputs, outputs, keep, first_only, False)
-            )
+        p, results = self._prepared(
+            key, lambda streams: self._prepare_forward(length, inputs, outputs, keep, first_only, streams)
+        )
+        addresses = [x.data_ptr() for x in (*given, *results)]
         checkpoints = p.checkpoints.make() if p.checkpoints else None
         p.call.run(addresses, checkpoints)
         return results, Run(p.form, p.chunks, p.segment, checkpoints)
@@ -226,9 +228,7 @@ class Compiled:
         first_only: bool,
         streams: bool,
     ) -> _Forward:
-        tensors = self.named(inputs)
-        where = {name: (_position(inputs, name[1][0]), _offset(name[1], t)) for name, t in tensors.items()}
-        count = sum(isinstance(x, Tensor) for x in inputs)
+        tensors, where, count = self._placed(inputs)
         results = []
         for i, (dtype, shape) in enumerate(outputs):
             room = Room(shape, dtype) if i < self.carries else self._series(length, dtype, shape, tensors)
@@ -280,15 +280,13 @@ class Compiled:
         pattern = tuple(g is not None for g in grads), tuple(needed), run.form, run.chunks, run.segment
         strides = [x.stride() for x in given]
         key: Any = ("back", length, pattern, cpu_threads.thread_count(), *strides)
-        p = self._prepared(key, lambda: self._prepare_backward(length, inputs, grads, stored, needed, run, True))
+        p, results = self._prepared(
+            key, lambda streams: self._prepare_backward(length, inputs, grads, stored, needed, run, streams)
+        )
         if stale and stale & p.a.reads(self.s):
             raise StaleError
-        found = {i: room.make() for i, room in p.found.items()}
-        addresses = [x.data_ptr() for x in given] + [x.data_ptr() for x in found.values()]
-        if p.call.streams and any(at % LINE for at in addresses[len(given) :]):
-            p = self._prepared(
-                (*key, False), lambda: self._prepare_backward(length, inputs, grads, stored, needed, run, False)
-            )
+        found = dict(zip(p.found, results, strict=True))
+        addresses = [x.data_ptr() for x in (*given, *results)]
         for i, part in p.zeros:
             real_parts(found[i])[part].zero_()
         copies = [room.make().copy_(real_parts(inputs[i])[part]) for (i, part), room in p.copies.items()]
@@ -320,9 +318,7 @@ class Compiled:
             frozenset(k for k in self.s.ys if k[0] in results),
         )
         a = self.adjoint(wanted)
-        tensors = self.named(inputs)
-        where = {name: (_position(inputs, name[1][0]), _offset(name[1], t)) for name, t in tensors.items()}
-        count = sum(isinstance(x, Tensor) for x in inputs)
+        tensors, where, count = self._placed(inputs)
         for i, g in enumerate(grads):
             for part, tensor in real_parts(g).items() if g is not None else ():
                 name = "grad_final" if i < self.carries else "grad", (i, part)
@@ -332,10 +328,8 @@ class Compiled:
             for key in {*a.needed, *a.later}:
                 y = a.stored[key]
                 tensor = real_parts(stored[y[0]])[y[1]]
-                tensors["stored", key], where["stored", key] = (
-                    tensor,
-                    (count + list(stored).index(y[0]), _offset(y, tensor)),
-                )
+                tensors["stored", key] = tensor
+                where["stored", key] = count + list(stored).index(y[0]), _offset(y, tensor)
         count += len(stored)
         found = {i: _like(inputs[i]) for i in needed if any(a.has_change(k) for k in self.s.inputs if k[0] == i)}
         shadows = {i: real_parts(room.shadow()) for i, room in found.items()}
@@ -378,13 +372,28 @@ class Compiled:
         of_inputs = {name[1]: room for name, room in copies.items()}
         return _Backward(call, a, found, zeros, of_inputs, factors, {name[1]: room for name, room in partial.items()})
 
-    def _prepared(self, key: Any, make: Callable[[], Any]) -> Any:
+    def _prepared(self, key: Any, make: Callable[[bool], Any]) -> tuple[Any, list[Tensor]]:
+        """What is prepared for a key, and memory for its results; where that begins within a line, what is prepared
+        without writing past the caches."""
+        found = self._known_call((key, True), make)
+        results = [room.make() for room in found.results]
+        if found.call.streams and any(x.data_ptr() % LINE for x in results):
+            found = self._known_call((key, False), make)
+        return found, results
+
+    def _known_call(self, key: tuple[Any, bool], make: Callable[[bool], Any]) -> Any:
         found = self._calls.get(key)
         if found is None:
             if len(self._calls) >= _MOST_CALLS:
                 self._calls.clear()
-            found = self._calls[key] = make()
+            found = self._calls[key] = make(key[1])
         return found
+
+    def _placed(self, inputs: Sequence[Any]) -> tuple[dict[Any, Tensor], dict[Any, tuple[int, int]], int]:
+        """The inputs' real tensors by name, where they are among the addresses of a call, and how many these are."""
+        tensors = self.named(inputs)
+        where = {name: (_position(inputs, name[1][0]), _offset(name[1], x)) for name, x in tensors.items()}
+        return tensors, where, sum(isinstance(x, Tensor) for x in inputs)
 
     def _factors(self, a: Adjoint, length: int) -> list[Room]:
         """Room for the factors of all steps."""

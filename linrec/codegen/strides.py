@@ -29,7 +29,7 @@ the kernel reads would leave them."""
 
 @dataclass(frozen=True)
 class Room:
-    """Memory that every call makes anew: its sizes, dtype and strides (dense ones)."""
+    """Memory that every call makes anew: its sizes, dtype and strides; contiguous if None."""
 
     size: tuple[int, ...]
     dtype: torch.dtype

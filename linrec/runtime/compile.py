@@ -303,8 +303,8 @@ def _rewritten(
     graph_module = generalize(shorter, longer, length_nodes[1])
     shapes = _shapes(longer, axis)
     guards = _guards(longer)
-    result = standard(name, options.observe, options.lowering).run(graph_module)
     keep_initial_states(graph_module, longer.sources)
+    result = standard(name, options.observe, options.lowering).run(graph_module)
     for part in graph_module.modules():
         if isinstance(part, fx.GraphModule):
             restore_autograd_functions(part)

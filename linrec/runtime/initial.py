@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx
 
 from linrec.capture.trace import Source
+from linrec.ir.scan import scan_nodes
 
 
 def kept(state: Tensor) -> Tensor:
@@ -19,7 +20,8 @@ def kept(state: Tensor) -> Tensor:
 
 
 def keep_initial_states(graph_module: fx.GraphModule, sources: Sequence[Source]) -> None:
-    """Let every loop of a graph start from a copy of what is the caller's; parameters are nobody's to write into.
+    """Let every scan of a graph start from a copy of what is the caller's, whatever it is lowered to; parameters are
+    nobody's to write into.
 
     Args:
         graph_module: takes one value per source.
@@ -28,9 +30,7 @@ def keep_initial_states(graph_module: fx.GraphModule, sources: Sequence[Source])
     holders = [n for n in graph.nodes if n.op == "placeholder"]
     given = {n for n, s in zip(holders, sources, strict=True) if s.kind not in ("parameter", "constant")}
     copies: dict[fx.Node, fx.Node] = {}
-    for node in list(graph.nodes):
-        if node.op != "call_module" or len(node.args) != 4 or not isinstance(node.args[1], (tuple, list)):
-            continue
+    for node in scan_nodes(graph_module):
         length, initial, series, constants = node.args
         for state in initial:
             if isinstance(state, fx.Node) and state not in copies and _origin(state) in given:

@@ -113,8 +113,7 @@ class Seen:
             current.append(entry)
             if entry is None:
                 others.append(sub)
-            else:
-                parts.append(entry[3])
+            parts.append(None if entry is None else entry[3])
         self._known = current
         return (tuple(parts), frozen_state(modules[0], modules=others) if others else ()), others
 

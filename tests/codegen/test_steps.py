@@ -90,3 +90,30 @@ def test_what_needs_no_later_derivative_is_made_forward_in_time(name: str, kept:
     assert made is not None
     for found in made[0]._adjoints.values():
         assert group in {n[0] for n in found.ahead} and found.keeps_states == kept
+
+
+@pytest.mark.parametrize("case", ALL, ids=repr)
+def test_inputs_written_before_the_backward_pass(case: Case) -> None:
+    """An input that the derivatives do not need may change; one that they need is missed."""
+    fast, _ = build(case)
+    inputs = draw(case, 11)
+    expected = None
+    for written in (None, *range(len(inputs))):
+        own = [x.clone() for x in inputs]
+        wanted = leaves(own)
+        got = call(fast, 11, wanted)
+        if written is not None:
+            with torch.no_grad():
+                wanted[written].detach().zero_()
+        try:
+            found = gradients(got, wanted)
+        except RuntimeError as error:
+            assert "modified by an inplace operation" in str(error) and written is not None
+            continue
+        if expected is None:
+            expected = found
+        for a, b in zip(found, expected, strict=True):
+            assert (a is None) == (b is None)
+            if a is not None and b is not None:
+                torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+    assert fast.reason is None, fast.reason

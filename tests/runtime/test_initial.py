@@ -83,6 +83,96 @@ def test_written_after_a_module_of_its_own() -> None:
             torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-9)
 
 
+class Memory(nn.Module):
+    """A constant matrix, of which all states or only the last one is read."""
+
+    def __init__(self, last: bool) -> None:
+        super().__init__()
+        self.last = last
+        self.register_buffer("A", 0.4 * torch.randn(3, 3))
+
+    def forward(self, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        out = []
+        for t in range(x.shape[1]):
+            h = h @ self.A + x[:, t]
+            out.append(h)
+        return (h if self.last else torch.stack(out, 1)), h
+
+
+class Retention(nn.Module):
+    """A matrix state that is only read by a product."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.map = nn.Linear(3, 9)
+
+    def forward(self, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        q, k, v = self.map(x).chunk(3, -1)
+        out = []
+        for t in range(x.shape[1]):
+            h = 0.9 * h + k[:, t, :, None] * v[:, t, None, :]
+            out.append((q[:, t, None] @ h).squeeze(1))
+        return torch.stack(out, 1), h
+
+
+class Delta(Retention):
+    """The delta rule."""
+
+    def forward(self, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        q, k, v = torch.tanh(self.map(x)).chunk(3, -1)
+        out = []
+        for t in range(x.shape[1]):
+            h = h + 0.3 * k[:, t, :, None] * (v[:, t] - (k[:, t, None] @ h).squeeze(1))[:, None, :]
+            out.append((q[:, t, None] @ h).squeeze(1))
+        return torch.stack(out, 1), h
+
+
+class Total(nn.Module):
+    """A running sum."""
+
+    def forward(self, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        out = []
+        for t in range(x.shape[1]):
+            h = h + x[:, t]
+            out.append(h)
+        return torch.stack(out, 1), h
+
+
+EVERY = {
+    "memory": (lambda: Memory(False), (3,)),
+    "last": (lambda: Memory(True), (3,)),
+    "retention": (Retention, (3, 3)),
+    "delta": (Delta, (3, 3)),
+    "total": (Total, (3,)),
+}
+
+
+@pytest.mark.parametrize("forms", ["kernels", "torch"])
+@pytest.mark.parametrize("kind", list(EVERY))
+def test_every_kind_of_algorithm(kind: str, forms: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever a loop becomes, the caller may write into the state that it has given, where the loop lets him."""
+    if forms == "torch":
+        monkeypatch.setenv("LINREC_CODEGEN", "off")
+    monkeypatch.setenv("LINREC_SHORTEST", "1")
+    torch.manual_seed(0)
+    make, shape = EVERY[kind]
+    loop = make().double()
+    fast = linrec.parallelize(copy.deepcopy(loop))
+    for length in (9, 30):
+        x = torch.randn(2, length, 3, dtype=torch.float64, requires_grad=True)
+        first = torch.randn(2, *shape, dtype=torch.float64)
+        found = []
+        for model, writes in ((fast, True), (loop, False)):
+            h = first.clone()
+            y, last = model(x, h)
+            if writes:
+                h.zero_()
+            found.append([y, *torch.autograd.grad(y.square().sum() + last.sum(), [x, *model.parameters()])])
+        for mine, theirs in zip(*found, strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-9)
+    assert linrec.report(fast).parallel
+
+
 class Decay(nn.Module):
     """A loop whose derivatives need its states, and no number of its input."""
 

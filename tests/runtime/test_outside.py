@@ -113,6 +113,50 @@ class Cache(Base):
         return y
 
 
+class Given(Base):
+    """Hands an unregistered parameter on within a list, or by name."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.held = how, [nn.Parameter(torch.randn(1, D))]
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.states(x)[0]
+        if self.how == "list":
+            return y + torch.cat([self.held[0], self.held[0]]).sum(0)
+        return torch.addcmul(y, tensor1=self.held[0], tensor2=y)
+
+
+@pytest.mark.parametrize("how", ["list", "name"])
+def test_unregistered_parameters_among_other_arguments(how: str) -> None:
+    fast = linrec.parallelize(Given(how))
+    fast(series()).sum().backward()
+    assert fast.held[0].grad is not None
+    refused(fast, "LR002")
+
+
+class Swapped(Base):
+    """Two layers, of which one has an attribute that may change."""
+
+    def prepare(self) -> None:
+        self.layers = nn.Sequential(nn.Linear(D, D), nn.ReLU())
+        self.layers[1].notes = [1]
+
+    def forward(self, x: Tensor) -> Any:
+        return self.layers(self.states(x)[0])
+
+
+def test_layers_that_change_places() -> None:
+    torch.manual_seed(0)
+    loop = Swapped()
+    fast = linrec.parallelize(copy.deepcopy(loop))
+    for _ in range(2):
+        torch.testing.assert_close(fast(series()), loop(series()))
+        for model in (loop, fast):
+            model.layers[0], model.layers[1] = model.layers[1], model.layers[0]
+    assert linrec.report(fast).parallel
+
+
 @pytest.mark.parametrize("empty, key", [({"h": None}, "h"), ([None], 0), ({"inner": [None]}, "inner")])
 def test_containers_that_are_given(empty: Any, key: Any) -> None:
     torch.manual_seed(0)
@@ -235,6 +279,15 @@ class Listed(Base):
         return y
 
 
+CONTEXT: contextvars.ContextVar[int] = contextvars.ContextVar("steps", default=0)
+
+
+class CountedInContext(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        CONTEXT.set(CONTEXT.get() + 1)
+        return self.states(x)[0]
+
+
 class OfTheClass(Base):
     n = 0
 
@@ -253,6 +306,7 @@ COUNTS: dict[Any, Any] = {
     Metered: lambda: METER.n,
     Counted: lambda: CALLS["n"],
     Listed: lambda: len(LOSSES),
+    CountedInContext: CONTEXT.get,
     OfTheClass: lambda: OfTheClass.n,
     Default: lambda: len(Default.forward.__defaults__[0]),  # type: ignore[index]
 }

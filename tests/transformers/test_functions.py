@@ -34,15 +34,20 @@ def with_gradients(function: Any, batch: int, length: int, **kwargs: Any) -> lis
     return [out.detach(), *([] if last is None else [last.detach()]), *torch.autograd.grad(loss, leaves)]
 
 
+def hold(ours: Any, theirs: Any, outcome_of: Any) -> None:
+    """Compare what both return and their derivatives: ``outcome_of(function, batch, length)``, in single precision."""
+    for batch, length in ((2, 11), (3, 19), (1, 3)):
+        actual, expected = (outcome_of(each, batch, length) for each in (ours, theirs))
+        for left, right in zip(actual, expected, strict=True):
+            torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-4 * float(right.detach().abs().max()))
+
+
 def test_gated_delta_rule() -> None:
     module = pytest.importorskip("transformers.models.qwen3_next.modeling_qwen3_next")
     theirs = module.torch_recurrent_gated_delta_rule
     ours = linrec.parallelize(theirs)
     kwargs = {"output_final_state": True, "use_qk_l2norm_in_kernel": True}
-    for batch, length in ((2, 11), (3, 19), (1, 3)):
-        actual, expected = (with_gradients(each, batch, length, **kwargs) for each in (ours, theirs))
-        for left, right in zip(actual, expected):
-            torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-4 * float(right.abs().max()))
+    hold(ours, theirs, lambda each, batch, length: with_gradients(each, batch, length, **kwargs))
     report = linrec.report(ours)
     (recurrence,) = (each for each in report if each.states)
     assert recurrence.states == ("last_recurrent_state",)
@@ -114,22 +119,18 @@ def kimi_linear() -> Any:
 def test_kimi_delta_attention() -> None:
     """The decay differs along the keys."""
     module = pytest.importorskip("transformers.models.kimi_linear.modeling_kimi_linear")
-    theirs = module.recurrent_kimi_delta_attention
-    ours = linrec.parallelize(theirs)
-    for batch, length in ((2, 11), (3, 19), (1, 3)):
+    ours = linrec.parallelize(module.recurrent_kimi_delta_attention)
+
+    def run(each: Any, batch: int, length: int) -> list[Tensor]:
+        query, key, value, _, step = inputs(batch, length)
         torch.manual_seed(length)
         decay = -torch.randn(batch, length, 2, 4).exp()
-        found = []
-        for each in (ours, theirs):
-            query, key, value, _, step = leaves = [x.requires_grad_() for x in inputs(batch, length)]
-            leaves[3] = given = decay.clone().requires_grad_()
-            out, last = each(
-                query, key, value, g=given, beta=step, initial_state=None, output_final_state=True,
-                use_qk_l2norm_in_kernel=True,
-            )  # fmt: skip
-            found.append([out, last, *torch.autograd.grad(out.pow(2).sum() + last.sum(), leaves)])
-        for left, right in zip(*found, strict=True):
-            torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-4 * float(right.abs().max()))
+        leaves = [x.requires_grad_() for x in (query, key, value, decay, step)]
+        given = {"g": decay, "beta": step, "initial_state": None, "use_qk_l2norm_in_kernel": True}
+        out, last = each(query, key, value, output_final_state=True, **given)
+        return [out, last, *torch.autograd.grad(out.pow(2).sum() + last.sum(), leaves)]
+
+    hold(ours, module.recurrent_kimi_delta_attention, run)
     (recurrence,) = (each for each in linrec.report(ours) if each.states)
     assert linrec.report(ours).parallel, str(linrec.report(ours))
     assert recurrence.states == ("last_recurrent_state",)
@@ -170,18 +171,16 @@ def test_xlstm_matrix_memory() -> None:
     if theirs is None:
         pytest.skip("the xlstm package is installed, and the library's own loop is not there")
     ours = linrec.parallelize(theirs)
-    for batch, length in ((2, 11), (3, 19), (1, 3)):
-        found = []
-        for each in (ours, theirs):
-            torch.manual_seed(length)
-            shape = batch, 2, length
-            leaves = [torch.randn(*shape, n) for n in (4, 4, 6)] + [torch.randn(shape), torch.randn(shape) + 2]
-            leaves = [x.requires_grad_() for x in leaves]
-            out, last = each(*leaves, return_last_states=True)
-            loss = out.pow(2).sum() + sum(x.sum() for x in last)
-            found.append([out, *last, *torch.autograd.grad(loss, leaves)])
-        for left, right in zip(*found, strict=True):
-            torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-4 * float(right.abs().max()))
+
+    def run(each: Any, batch: int, length: int) -> list[Tensor]:
+        torch.manual_seed(length)
+        shape = batch, 2, length
+        leaves = [torch.randn(*shape, n) for n in (4, 4, 6)] + [torch.randn(shape), torch.randn(shape) + 2]
+        leaves = [x.requires_grad_() for x in leaves]
+        out, last = each(*leaves, return_last_states=True)
+        return [out, *last, *torch.autograd.grad(out.pow(2).sum() + sum(x.sum() for x in last), leaves)]
+
+    hold(ours, theirs, run)
     report = linrec.report(ours)
     assert report.parallel, str(report)
     assert len([each for each in report if each.states]) == 3
