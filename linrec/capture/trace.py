@@ -307,7 +307,7 @@ def _thrift() -> Iterator[None]:
     in every trace, takes longer to fill than it saves."""
     config: Any = torch._dynamo.config
     traces: Any = fx.config
-    before = traces.do_not_emit_stack_traces
+    before = getattr(traces, "do_not_emit_stack_traces", None)  # not in every version
     with config.patch(fake_tensor_cache_enabled=False), _use_lazy_graph_module(True):
         traces.do_not_emit_stack_traces = True
         try:

@@ -80,7 +80,7 @@ def _build(step: fx.GraphModule, carries: int, xs: int, values: Sequence[Any]) -
                 value = next(given)
                 if isinstance(value, Tensor):
                     with torch._C.DisableTorchFunction():  # a mode may create another dtype than it is asked for
-                        value = torch.empty(tuple(value.shape), dtype=value.dtype)
+                        value = torch.empty(tuple(value.shape), dtype=value.dtype, device="cpu")
                 found[node] = value
             elif node.op == "call_function":
                 args, kwargs = fx.map_arg((node.args, node.kwargs), found.__getitem__)
@@ -324,7 +324,7 @@ class _Loop(torch.autograd.Function):
 def _with(held: list[tuple[int, Tensor]]) -> Tensor:
     """A tensor without elements that holds others, and how often they had been written into: saved for backward it lets
     go of them when that is over, but nobody minds if they change."""
-    holder = torch.empty(0)
+    holder = torch.empty(0, device="cpu")
     holder.held = [(i, x, x._version) for i, x in held]  # type: ignore[attr-defined]
     return holder
 

@@ -56,7 +56,7 @@ class Partial:
 
     def make(self) -> Tensor:
         """The zeros."""
-        return torch.zeros(self.size, dtype=self.dtype).permute(self.order)
+        return torch.zeros(self.size, dtype=self.dtype, device="cpu").permute(self.order)
 
     def shadow(self) -> Tensor:
         """A tensor like it without memory."""

@@ -105,7 +105,7 @@ class AffineProgram:
         out: list[Tensor] = []
         for state, mixed, volume in zip(states, self.mixed, volumes, strict=True):
             eye = torch.zeros(volume, total, dtype=state.dtype, device=state.device)
-            eye[torch.arange(volume), torch.arange(start, start + volume)] = 1
+            eye[:, start : start + volume].fill_diagonal_(1)
             shape = [state.shape[1 + d] if d in mixed else 1 for d in range(state.dim() - 2)]
             full = [
                 1 if d in lanes else state.shape[1 + d]

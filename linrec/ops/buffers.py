@@ -67,13 +67,13 @@ class Buffers:
         need = math.prod(size) * dtype.itemsize
         if need < _LEAST or need > self.most or self._alone is None:
             if stride is None:
-                return torch.empty(size, dtype=dtype)
-            return torch.empty_strided(size, stride, dtype=dtype)
+                return torch.empty(size, dtype=dtype, device="cpu")
+            return torch.empty_strided(size, stride, dtype=dtype, device="cpu")
         if stride is None:
             stride = [math.prod(size[d + 1 :]) for d in range(len(size))]
         else:
             need = (1 + sum((n - 1) * by for n, by in zip(size, stride, strict=True))) * dtype.itemsize
-        new: Any = torch.empty(0, dtype=dtype)
+        new: Any = torch.empty(0, dtype=dtype, device="cpu")
         found: Tensor = new.set_(self._storage(need), 0, tuple(size), tuple(stride))
         return found
 

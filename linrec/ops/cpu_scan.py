@@ -36,7 +36,7 @@ def scan_into(a: Tensor, b: Tensor, h0: Tensor | None, out: Tensor, reverse: boo
     """Write the states of h[t] = a[t] * h[t-1] + b[t] over axis 0 into `out`; all but `h0` are (T, *state)."""
     if not _supported(out, a, b, h0):
         return False
-    start = torch.zeros(out.shape[1:], dtype=out.dtype) if h0 is None else h0
+    start = out.new_zeros(out.shape[1:]) if h0 is None else h0
     return _run("forward", out, (a, b, out), start, from_end=reverse)
 
 
@@ -46,7 +46,7 @@ def scan_backward_into(
     """Write the derivatives of the scan's operands into `grad_a` and `grad_b`, given its states and their gradient."""
     if not _supported(grad_b, a, h0, h, grad, grad_a):
         return False
-    start = torch.zeros(h.shape[1:], dtype=h.dtype) if h0 is None else h0
+    start = h.new_zeros(h.shape[1:]) if h0 is None else h0
     return _run("backward", grad_b, (a, grad, h, grad_a, grad_b), start, from_end=not reverse)
 
 
@@ -79,7 +79,7 @@ def _run(kernel: str, out: Tensor, series: tuple[Tensor, ...], start: Tensor, fr
         strides = _strides(tensor, outer, inner, has_time)
         if strides is None or tensor.is_conj() or tensor.is_neg():
             like = out if has_time else start
-            tensor = torch.empty(like.shape, dtype=out.dtype).copy_(tensor)
+            tensor = out.new_empty(like.shape).copy_(tensor)
             strides = _strides(tensor, outer, inner, has_time)
             assert strides is not None
         keep.append(tensor)
@@ -94,7 +94,8 @@ def _run(kernel: str, out: Tensor, series: tuple[Tensor, ...], start: Tensor, fr
     blocks = max(1, min(-(-4 * threads // outer_size), inner_size // _MIN_BLOCK)) if threads > 1 else 1
     block = -(-inner_size // blocks)
     blocks = -(-inner_size // block)
-    packed = torch.tensor([0, outer_size * blocks, blocks, block, inner_size, steps, *table], dtype=torch.int64)
+    numbers = [0, outer_size * blocks, blocks, block, inner_size, steps, *table]
+    packed = torch.tensor(numbers, dtype=torch.int64, device="cpu")
     cpu_threads.run(function.address, packed.data_ptr(), threads)
     return True
 

@@ -25,6 +25,7 @@ from linrec.ir.obstruction import NotParallelizable, Obstruction, Refused
 from linrec.ops.opaque import is_traced
 from linrec.ops.precision import uncached_autocast
 from linrec.runtime.compile import Compiled, Options, compile_call
+from linrec.runtime.placement import default_device, under_default_device, without_default_device
 from linrec.runtime.plan import Plan
 from linrec.runtime.signature import PLAIN, flattened, global_hooks, hooked, is_positional, known, ordinary, signature
 from linrec.runtime.state import Seen
@@ -166,7 +167,8 @@ class Dispatcher:
     @property
     def original(self) -> Any:
         """The module's own forward."""
-        return self._own if self._own is not None else type(self.module).forward.__get__(self.module)
+        own = self._own if self._own is not None else type(self.module).forward.__get__(self.module)
+        return under_default_device(own)
 
     @property
     def __signature__(self) -> inspect.Signature:
@@ -230,6 +232,12 @@ class Dispatcher:
             if self.owner:
                 self._note_strangers(leaves)
             return self.original(*args, **kwargs)
+        if default_device() is None:
+            return self._ordinary(leaves, spec, args, kwargs)
+        with without_default_device():
+            return self._ordinary(leaves, spec, args, kwargs)
+
+    def _ordinary(self, leaves: list[Any], spec: Any, args: Any, kwargs: Any) -> Any:
         try:
             key = signature(self.module, leaves, spec, self.seen)
             if self.root and key not in self.looked and (key, _clipped(leaves)) not in self.looked:

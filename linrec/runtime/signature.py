@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 from linrec.capture.surroundings import surroundings
 from linrec.ops.precision import autocast_state
+from linrec.runtime.placement import default_device, device_set_aside
 from linrec.runtime.state import Seen, submodules
 
 PLAIN = (int, float, complex, bool, str, type(None))
@@ -29,7 +30,9 @@ def ordinary(leaves: list[Any]) -> bool:
                 return False
         elif not known(leaf):
             return False
-    return torch._C._len_torch_function_stack() == 0 and torch._C._len_torch_dispatch_stack() == 0
+    if torch._C._len_torch_dispatch_stack():
+        return False
+    return torch._C._len_torch_function_stack() == 0 or default_device() is not None
 
 
 def known(leaf: Any) -> bool:
@@ -69,6 +72,7 @@ def signature(module: nn.Module, leaves: list[Any], spec: Any, seen: Seen | None
         _numbers.get(id(spec), spec),
         torch.is_grad_enabled(),
         autocast_state(),
+        device_set_aside(),
     ]
     for x in leaves:
         if isinstance(x, Tensor):
