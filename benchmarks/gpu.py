@@ -236,6 +236,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 def main(
     names: Names = None,
     powers: Powers = "9-17",
+    stride: Annotated[int, typer.Option(min=1, help="Which powers: every one, every second one...")] = 1,
     dtypes: Dtypes = "bfloat16,float32",
     rounds: Annotated[int, typer.Option(min=1, help="How often each form is timed; the medians count.")] = 11,
     loop_up_to: Annotated[int, typer.Option(help="The greatest number of steps at which the loop is timed.")] = 2048,
@@ -250,7 +251,7 @@ def main(
     if unknown or any(d not in DTYPES for d in dtypes.split(",")):
         raise typer.BadParameter(f"cases are {', '.join(CASES)}; dtypes {', '.join(DTYPES)}")
     first, _, last = powers.partition("-")
-    lengths = [2**k for k in range(int(first), int(last or first) + 1)]
+    lengths = [2**k for k in range(int(first), int(last or first) + 1, stride)]
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
     speed = bandwidth("cuda", on_gpu, 1024)
     about = machine("cuda", speed)

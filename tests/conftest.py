@@ -29,6 +29,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 FULL = bool(os.environ.get("LINREC_LOOPS_FULL"))
 SLOW = (
     *(f"tests/{x}/" for x in ("docs", "examples", "fuzz", "benchmarks")),
+    "tests/gpu/test_choices.py",
     "tests/gpu/test_compile.py",
     "tests/gpu/test_triton_readout.py",
     "tests/transformers/test_hybrid_models.py",

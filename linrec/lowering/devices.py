@@ -6,8 +6,8 @@ from __future__ import annotations
 from linrec.lowering.implementation import implementation
 from linrec.ops import fla, triton_readout, triton_scan
 
-implementation("linear_scan", "triton", requires=triton_scan.takes)(triton_scan.linear_scan)
-implementation("scan_readout", "triton", requires=triton_readout.takes)(triton_readout.scan_readout)
+implementation("linear_scan", "triton", requires=triton_scan.takes, complete=True)(triton_scan.linear_scan)
+implementation("scan_readout", "triton", requires=triton_readout.takes, complete=True)(triton_readout.scan_readout)
 
 for _op, _fits, _function in (
     ("linear_attention", fla.linear_attention_fits, fla.linear_attention),

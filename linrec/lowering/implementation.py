@@ -18,6 +18,7 @@ def implementation(
     device: str = "cuda",
     requires: Callable[..., bool] | None = None,
     reads_values: bool = False,
+    complete: bool = False,
     replace: bool = False,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register a function as what computes an op of `linrec.ops` for tensors on a type of device.
@@ -32,6 +33,8 @@ def implementation(
         device: the type of device.
         requires: whether it computes the op for the arguments of a call, which it gets with all defaults filled in.
         reads_values: whether `requires` reads values of tensors, for which the host has to wait for the device.
+        complete: whether its backward pass sees to second derivatives and to many derivatives at once
+            (``is_grads_batched``) itself; else the torch form does, at some cost for every call.
         replace: whether it may take the place of another one of the same name.
 
     Raises:
@@ -67,6 +70,7 @@ def implementation(
                 guarded("implementation", title, function),
                 guarded("implementation", title, requires) if requires else None,
                 reads_values,
+                complete,
             )
         )
         return function

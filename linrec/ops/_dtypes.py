@@ -33,7 +33,24 @@ def time_axis(ndim: int, dim: int) -> int:
 
 def broadcast_shape(*shapes: tuple[int, ...]) -> tuple[int, ...]:
     """The shape that tensors of these shapes broadcast to. Raises RuntimeError where there is none."""
+    # What torch has for this takes longer than a small kernel; it alone knows symbolic sizes.
+    if all(type(n) is int for shape in shapes for n in shape):
+        if all(shape == shapes[0] for shape in shapes):
+            return tuple(shapes[0])
+        found: list[int] = []
+        for axis in range(-max(len(shape) for shape in shapes), 0):
+            own = {shape[axis] for shape in shapes if len(shape) >= -axis} - {1}
+            if len(own) > 1:
+                break
+            found.append(own.pop() if own else 1)
+        else:
+            return tuple(found)
     return tuple(torch.broadcast_shapes(*shapes))
+
+
+def summed_to(x: Tensor, shape: torch.Size) -> Tensor:
+    """A derivative of a broadcast operand as one of the operand."""
+    return x if x.shape == shape else x.sum_to_size(shape)
 
 
 def in_old_vmap(*tensors: Tensor | None) -> bool:

@@ -34,6 +34,7 @@ class Implementation:
         function: has the op's parameters; differentiable once.
         requires: whether it computes the op for the arguments of a call; None is always.
         reads_values: whether `requires` looks at values, and so makes the host wait for the device.
+        complete: whether its backward pass sees to second derivatives, and to many derivatives at once, itself.
     """
 
     op: str
@@ -42,6 +43,7 @@ class Implementation:
     function: Callable[..., Any]
     requires: Callable[..., bool] | None = None
     reads_values: bool = False
+    complete: bool = False
 
 
 OPS: dict[str, Callable[..., Any]] = {}
@@ -62,6 +64,11 @@ def add(new: Implementation) -> None:
     IMPLEMENTATIONS[:] = [x for x in IMPLEMENTATIONS if _key(x) != _key(new)] + [new]
 
 
+def _candidates(op: str, device: str) -> list[Implementation]:
+    """Those of an op for a type of device, the last one first."""
+    return [x for x in reversed(IMPLEMENTATIONS) if x.op == op and x.device == device]
+
+
 def _key(x: Implementation) -> tuple[str, str, str]:
     return x.op, x.name, x.device
 
@@ -75,21 +82,31 @@ def dispatched(op: Callable[_P, _R]) -> Callable[_P, _R]:
     """Make a torch form the op that implementations can be registered for."""
     name = op.__name__
     signature = inspect.signature(op)
+    parameters = signature.parameters.values()
+    ordered = [x.name for x in parameters if x.kind is x.POSITIONAL_OR_KEYWORD]
+    named = [x.name for x in parameters if x.kind is x.KEYWORD_ONLY]
+    defaults = {x.name: x.default for x in parameters if x.default is not x.empty}
     OPS[name] = op
 
     @functools.wraps(op)
     def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-        device = next((x.device.type for x in (*args, *kwargs.values()) if isinstance(x, Tensor)), None)
-        candidates = [x for x in reversed(IMPLEMENTATIONS) if x.op == name and x.device == device]
+        device = next((x.device.type for x in (*args, *kwargs.values()) if isinstance(x, Tensor)), "")
+        candidates = _candidates(name, device)
         if candidates and unwatched():
-            bound = signature.bind(*args, **kwargs)
-            bound.apply_defaults()
-            tensors = [x for x in bound.arguments.values() if isinstance(x, Tensor)]
+            # `signature.bind` takes as long as a kernel.
+            given = {**defaults, **dict(zip(ordered, args, strict=False)), **kwargs}
+            if len(given) != len(parameters) or len(args) > len(ordered):
+                signature.bind(*args, **kwargs)  # which says what is wrong
+            tensors = [x for x in given.values() if isinstance(x, Tensor)]
             # Graph edges of tensors that no kernel may read would be lost, as would what a mode wants to see.
-            if are_plain(tensors, (str(device),)):
+            if are_plain(tensors, (device,)):
+                positional, options = [given[n] for n in ordered], {n: given[n] for n in named}
                 for candidate in candidates:
-                    if candidate.requires is None or candidate.requires(*bound.args, **bound.kwargs):
-                        result: _R = _run(candidate, bound)
+                    if candidate.requires is None or candidate.requires(*positional, **options):
+                        if candidate.complete:
+                            result: _R = candidate.function(*positional, **options)
+                            return result
+                        result = _run(candidate, signature.bind(*positional, **options))
                         return result
         return op(*args, **kwargs)
 
@@ -169,6 +186,30 @@ class _Leave(torch.autograd.Function):
             return None, *grads
         ctx.call.grads = grads
         return None, *(torch.zeros(shape, dtype=dtype, device=device) for shape, dtype, device in ctx.like)
+
+
+def by_torch(
+    op: str,
+    operands: tuple[Tensor | None, ...],
+    options: dict[str, Any],
+    needed: tuple[bool, ...],
+    grads: tuple[Tensor | None, ...],
+) -> list[Tensor | None]:
+    """The derivatives of an op's operands by its torch form, for a complete implementation's backward pass.
+
+    Args:
+        op: the op's name; operands: its operands in order; options: its other arguments.
+        needed: for each operand, whether its derivative is wanted; grads: of the results.
+    """
+    names = tuple(n for n, p in inspect.signature(OPS[op]).parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD)
+    given = {n: x for n, x in zip(names, operands, strict=True) if x is not None}
+    bound = inspect.signature(OPS[op]).bind(*operands, **options)
+    call = _Call(OPS[op], bound, tuple(given))
+    call.results = tuple(range(len(grads)))
+    places = {n: i for i, n in enumerate(given)}
+    moving = [places[n] for n, wanted in zip(names, needed, strict=True) if wanted and n in places]
+    found = _by_torch(call, tuple(given.values()), moving, grads)
+    return [found.get(places[n]) if n in places else None for n in names]
 
 
 def _by_torch(

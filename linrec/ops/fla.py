@@ -11,7 +11,9 @@ import functools
 import importlib
 import importlib.util
 import math
+import re
 import warnings
+from importlib import metadata
 from typing import Any
 
 import torch
@@ -228,12 +230,24 @@ def _tf32() -> bool:
 
 
 def _decays_fit(decay: Tensor | None) -> bool:
-    """Whether all decays lie in [SMALLEST_DECAY, 1]."""
+    """Whether all decays lie in [SMALLEST_DECAY, 1], and the kernels for one decay a step are sound."""
     if decay is None:
         return True
     if decay.is_complex() or not decay.is_floating_point() or _capturing():
         return False
+    if decay.shape[-1] == 1 and decay.is_cuda and not _sound(decay.device):
+        return False
     return bool(((decay >= SMALLEST_DECAY) & (decay <= 1)).all())
+
+
+@functools.cache
+def _sound(device: torch.device) -> bool:
+    """Whether Triton compiles the derivative by q, k and one decay a step correctly: on Hopper it did not in versions
+    from 3.4 to 3.7.0 (flash-linear-attention's issue 640), where the package raises in the backward pass."""
+    if torch.cuda.get_device_capability(device)[0] != 9 or importlib.util.find_spec("tilelang") is not None:
+        return True
+    version = tuple(int(n) for n in re.findall(r"\d+", metadata.version("triton"))[:3])
+    return not (3, 4) <= version < (3, 7, 1)
 
 
 def _between(x: Tensor, least: float, most: float) -> bool:

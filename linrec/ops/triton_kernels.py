@@ -1,12 +1,13 @@
-"""The diagonal scan as Triton kernels: tiles of (steps, lanes), an associative scan in each, a carry between them.
+"""The diagonal scan as Triton kernels. A lane is one element of the state, and a thread walks over time with few of
+them: a tile of steps is read before the first of them is computed, so that many numbers are on their way at once.
 
-A lane is one element of the state. Lanes have up to four axes, each with a stride for every operand, so that operands
-are read where they lie, broadcast or transposed. Complex numbers are pairs: pointers and strides are those of
-`torch.view_as_real`. A program walks one chunk of one block of lanes; steps are counted along the walk, from the
-last one if FROM_END. Low precision is read as it is and accumulated in ACC.
+Lanes have up to four axes, each with a stride for every operand, so that operands are read where they lie, broadcast or
+transposed. Complex numbers are pairs: pointers and strides are those of `torch.view_as_real`. A program walks one chunk
+of one block of lanes; steps are counted along the walk, from the last one if FROM_END. Low precision is read as it is
+and accumulated in ACC. Within a chunk the arithmetic is the loop's own.
 
-Composed transitions may overflow although no transition is infinite. A state that is zero stays zero under them, as
-it does in the loop; a NaN among the transitions is written into the drive first, so that it is not lost there.
+The product of a chunk's transitions may overflow although no transition is infinite. A state that is zero stays zero
+under it, as it does in the loop.
 """
 
 from __future__ import annotations
@@ -14,20 +15,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-
-@triton.jit
-def compose(a1, b1, a2, b2):
-    """What an early and then a late stretch of steps do to a state."""
-    return a1 * a2, tl.where(b1 == 0, b2, a2 * b1 + b2)
-
-
-@triton.jit
-def compose_complex(ar1, ai1, br1, bi1, ar2, ai2, br2, bi2):
-    """`compose` for pairs."""
-    zero = (br1 == 0) & (bi1 == 0)
-    br = tl.where(zero, br2, ar2 * br1 - ai2 * bi1 + br2)
-    bi = tl.where(zero, bi2, ar2 * bi1 + ai2 * br1 + bi2)
-    return ar1 * ar2 - ai1 * ai2, ar1 * ai2 + ai1 * ar2, br, bi
+VARYING = ("length", "chunk", "short", "lanes", "outers")
+"""Arguments that change from call to call: a kernel is compiled once for all of them."""
 
 
 @triton.jit
@@ -70,54 +59,71 @@ def times(ar, ai, br, bi, COMPLEX: tl.constexpr):
 
 
 @triton.jit
-def tile_scan(
-    ar, ai, br, bi, cr, ci, COMPLEX: tl.constexpr, PRODUCTS: tl.constexpr, STEPS: tl.constexpr, REVERSE: tl.constexpr
-):
-    """Products and states within a tile that is entered with the state (cr, ci), at its last row if REVERSE.
+def walked(step, length, FROM_END: tl.constexpr):
+    """Where a step of the walk is in time."""
+    t = tl.cast(step, tl.int64)
+    if FROM_END:
+        t = length - 1 - t
+    return t
 
-    PRODUCTS: the transitions are compositions already.
+
+@triton.jit
+def tile_of(
+    x, lane, tile, end, length, stride, inside, other,
+    SHIFT: tl.constexpr, COMPLEX: tl.constexpr, CONJ: tl.constexpr, FROM_END: tl.constexpr,
+    STEPS: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """An operand in the steps of a tile, SHIFT steps further along the walk: real parts, imaginary parts."""
+    re, im = (), ()
+    for i in tl.static_range(STEPS):
+        step = tile + i + SHIFT
+        mask = inside & (tile + i < end) & (step >= 0) & (step < length)
+        r, j = read(x, walked(step, length, FROM_END) * stride + lane, mask, other, COMPLEX, CONJ, ACC)
+        re = re + (r,)  # type: ignore[assignment]  # noqa: RUF005
+        im = im + (j,)  # type: ignore[assignment]  # noqa: RUF005
+    return re, im
+
+
+@triton.jit
+def entered(
+    product, state, cr, ci, index, inside, lanes, COMPLEX: tl.constexpr, STEPS: tl.constexpr, ACC: tl.constexpr
+):  # fmt: skip
+    """The state that a program's chunk starts from: the one before all chunks, taken through those before this one.
+
+    product, state: what `summarise` found; index: where the program's lanes lie among the `lanes` of each chunk.
     """
-    first = (tl.arange(0, STEPS) == (STEPS - 1 if REVERSE else 0))[:, None]
-    mr, mi = times(ar, ai, cr[None, :], ci[None, :], COMPLEX)
-    if PRODUCTS:
-        if COMPLEX:
-            first = first & ((cr != 0) | (ci != 0))[None, :]
-        else:
-            first = first & (cr != 0)[None, :]
-    else:
-        if COMPLEX:
-            br = tl.where((ar != ar) | (ai != ai), float("nan"), br)
-        else:
-            br = tl.where(ar != ar, ar, br)
-    br = tl.where(first, br + mr, br)
-    if COMPLEX:
-        bi = tl.where(first, bi + mi, bi)
-        pr, pi, hr, hi = tl.associative_scan((ar, ai, br, bi), 0, compose_complex, REVERSE)
-    else:
-        pr, hr = tl.associative_scan((ar, br), 0, compose, REVERSE)
-        pi, hi = pr, hr
-    return pr, pi, hr, hi
+    PAIR: tl.constexpr = 2 if COMPLEX else 1
+    count = tl.program_id(1)
+    stride = tl.cast(lanes, tl.int64) * PAIR
+    place = tl.cast(index, tl.int64) * PAIR
+    for tile in range(0, count, STEPS):
+        ar, ai = tile_of(product, place, tile, count, count, stride, inside, 1.0, 0, COMPLEX, False, False, STEPS, ACC)
+        br, bi = tile_of(state, place, tile, count, count, stride, inside, 0.0, 0, COMPLEX, False, False, STEPS, ACC)
+        for i in tl.static_range(STEPS):
+            xr, xi = times(ar[i], ai[i], cr, ci, COMPLEX)
+            if COMPLEX:
+                zero = (cr == 0) & (ci == 0)
+                ci = tl.where(zero, bi[i], xi + bi[i])
+            else:
+                zero = cr == 0
+            cr = tl.where(zero, br[i], xr + br[i])
+    return cr, ci
 
 
-@triton.jit
-def row(x, index, STEPS: tl.constexpr):
-    """One row of a tile."""
-    return tl.sum(tl.where((tl.arange(0, STEPS) == index)[:, None], x, 0), 0)
-
-
-@triton.jit
+@triton.jit(do_not_specialize=VARYING)
 def forward(
-    a, b, start, out,
+    a, b, h0, product, state, out,
     length, chunk, lanes, n1, n2, n3,
     a_t, a_0, a_1, a_2, a_3,
     b_t, b_0, b_1, b_2, b_3,
-    s_c, s_0, s_1, s_2, s_3,
+    i_0, i_1, i_2, i_3,
     o_t, o_0, o_1, o_2, o_3,
-    CONJ: tl.constexpr, COMPLEX: tl.constexpr, HAS_START: tl.constexpr, FROM_END: tl.constexpr, PRODUCTS: tl.constexpr,
+    CONJ: tl.constexpr, COMPLEX: tl.constexpr, HAS_H0: tl.constexpr, CUT: tl.constexpr, FROM_END: tl.constexpr,
     STEPS: tl.constexpr, LANES: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """All states of h[t] = a[t] h[t-1] + b[t]; `start` holds the state before each chunk."""
+    """All states of h[t] = a[t] h[t-1] + b[t]. CUT: `product` and `state` say what each of several chunks does."""
     lane = tl.program_id(0) * LANES + tl.arange(0, LANES)
+    inside = lane < lanes
     begin = tl.program_id(1) * chunk
     end = tl.minimum(begin + chunk, length)
     a_lane = lane_offset(lane, n1, n2, n3, a_0, a_1, a_2, a_3)
@@ -125,82 +131,78 @@ def forward(
     o_lane = lane_offset(lane, n1, n2, n3, o_0, o_1, o_2, o_3)
     cr = tl.zeros((LANES,), ACC)
     ci = tl.zeros((LANES,), ACC)
-    if HAS_START:
-        s_lane = lane_offset(lane, n1, n2, n3, s_0, s_1, s_2, s_3) + tl.cast(tl.program_id(1), tl.int64) * s_c
-        cr, ci = read(start, s_lane, lane < lanes, 0.0, COMPLEX, False, ACC)
+    if HAS_H0:
+        cr, ci = read(h0, lane_offset(lane, n1, n2, n3, i_0, i_1, i_2, i_3), inside, 0.0, COMPLEX, False, ACC)
+    if CUT:
+        cr, ci = entered(product, state, cr, ci, lane, inside, lanes, COMPLEX, STEPS, ACC)
     for tile in range(begin, end, STEPS):
-        step = tile + tl.arange(0, STEPS)
-        mask = (step < end)[:, None] & (lane < lanes)[None, :]
-        t = step.to(tl.int64)
-        if FROM_END:
-            t = length - 1 - t
-        ar, ai = read(a, t[:, None] * a_t + a_lane[None, :], mask, 1.0, COMPLEX, CONJ, ACC)
-        br, bi = read(b, t[:, None] * b_t + b_lane[None, :], mask, 0.0, COMPLEX, False, ACC)
-        _, _, hr, hi = tile_scan(ar, ai, br, bi, cr, ci, COMPLEX, PRODUCTS, STEPS, False)
-        write(out, t[:, None] * o_t + o_lane[None, :], mask, hr, hi, COMPLEX)
-        cr = row(hr, STEPS - 1, STEPS)
-        if COMPLEX:
-            ci = row(hi, STEPS - 1, STEPS)
+        ar, ai = tile_of(a, a_lane, tile, end, length, a_t, inside, 1.0, 0, COMPLEX, CONJ, FROM_END, STEPS, ACC)
+        br, bi = tile_of(b, b_lane, tile, end, length, b_t, inside, 0.0, 0, COMPLEX, False, FROM_END, STEPS, ACC)
+        for i in tl.static_range(STEPS):
+            xr, xi = times(ar[i], ai[i], cr, ci, COMPLEX)
+            cr = xr + br[i]
+            if COMPLEX:
+                ci = xi + bi[i]
+            where = walked(tile + i, length, FROM_END) * o_t + o_lane
+            write(out, where, inside & (tile + i < end), cr, ci, COMPLEX)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=VARYING)
 def summarise(
-    a, b, product, state,
-    length, chunk, lanes, n1, n2, n3,
+    a, b, c, product, state,
+    length, chunk, short, lanes, n1, n2, n3,
     a_t, a_0, a_1, a_2, a_3,
     b_t, b_0, b_1, b_2, b_3,
-    CONJ: tl.constexpr, COMPLEX: tl.constexpr, FROM_END: tl.constexpr, LAG: tl.constexpr,
+    c_t, c_0, c_1, c_2, c_3,
+    CONJ: tl.constexpr, COMPLEX: tl.constexpr, FROM_END: tl.constexpr, LAG: tl.constexpr, FACTOR: tl.constexpr,
     STEPS: tl.constexpr, LANES: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """What each chunk does: the product of its transitions, and the state that it makes of zero; (chunks, lanes) each.
 
-    LAG: each step takes the transition of the step before it in the walk, 0 or 1 steps.
+    short: by how many steps the first chunk is shorter than the others. LAG: each step takes the transition of the step
+    before it in the walk, 0 or 1 steps. FACTOR: what enters is b times conj(c).
     """
     lane = tl.program_id(0) * LANES + tl.arange(0, LANES)
-    begin = tl.program_id(1) * chunk
-    end = tl.minimum(begin + chunk, length)
+    inside = lane < lanes
+    begin = tl.maximum(tl.program_id(1) * chunk - short, 0)
+    end = tl.minimum((tl.program_id(1) + 1) * chunk - short, length)
     a_lane = lane_offset(lane, n1, n2, n3, a_0, a_1, a_2, a_3)
     b_lane = lane_offset(lane, n1, n2, n3, b_0, b_1, b_2, b_3)
+    c_lane = lane_offset(lane, n1, n2, n3, c_0, c_1, c_2, c_3)
     cr = tl.zeros((LANES,), ACC)
     ci = tl.zeros((LANES,), ACC)
     totalr = cr + 1
     totali = ci
     for tile in range(begin, end, STEPS):
-        step = tile + tl.arange(0, STEPS)
-        mask = (step < end)[:, None] & (lane < lanes)[None, :]
-        earlier = mask & (step >= LAG)[:, None]
-        t = step.to(tl.int64)
-        u = t - LAG
-        if FROM_END:
-            t = length - 1 - t
-            u = length - 1 - u
-        ar, ai = read(a, u[:, None] * a_t + a_lane[None, :], earlier, 1.0, COMPLEX, CONJ, ACC)
-        br, bi = read(b, t[:, None] * b_t + b_lane[None, :], mask, 0.0, COMPLEX, False, ACC)
-        pr, pi, hr, hi = tile_scan(ar, ai, br, bi, cr, ci, COMPLEX, False, STEPS, False)
-        lastr = row(pr, STEPS - 1, STEPS)
-        lasti = lastr
-        cr = row(hr, STEPS - 1, STEPS)
-        if COMPLEX:
-            lasti = row(pi, STEPS - 1, STEPS)
-            ci = row(hi, STEPS - 1, STEPS)
-        totalr, totali = times(totalr, totali, lastr, lasti, COMPLEX)
+        ar, ai = tile_of(a, a_lane, tile, end, length, a_t, inside, 1.0, -LAG, COMPLEX, CONJ, FROM_END, STEPS, ACC)
+        br, bi = tile_of(b, b_lane, tile, end, length, b_t, inside, 0.0, 0, COMPLEX, False, FROM_END, STEPS, ACC)
+        if FACTOR:
+            er, ei = tile_of(c, c_lane, tile, end, length, c_t, inside, 0.0, 0, COMPLEX, True, FROM_END, STEPS, ACC)
+        for i in tl.static_range(STEPS):
+            gr, gi = br[i], bi[i]
+            if FACTOR:
+                gr, gi = times(gr, gi, er[i], ei[i], COMPLEX)
+            xr, xi = times(ar[i], ai[i], cr, ci, COMPLEX)
+            totalr, totali = times(ar[i], ai[i], totalr, totali, COMPLEX)
+            cr = xr + gr
+            if COMPLEX:
+                ci = xi + gi
     PAIR: tl.constexpr = 2 if COMPLEX else 1
     where = (tl.cast(tl.program_id(1), tl.int64) * lanes + lane) * PAIR
-    write(product, where, lane < lanes, totalr, totali, COMPLEX)
-    write(state, where, lane < lanes, cr, ci, COMPLEX)
+    write(product, where, inside, totalr, totali, COMPLEX)
+    write(state, where, inside, cr, ci, COMPLEX)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=VARYING)
 def backward(
-    a, grad, h, h0, start, grad_a, grad_b,
+    a, grad, h, h0, product, state, grad_a, grad_b,
     length, chunk, lanes, n1, n2, n3,
     a_t, a_0, a_1, a_2, a_3,
     g_t, g_0, g_1, g_2, g_3,
     h_t, h_0, h_1, h_2, h_3,
     i_0, i_1, i_2, i_3,
-    s_c, s_0, s_1, s_2, s_3,
     o_t, o_0, o_1, o_2, o_3,
-    CONJ: tl.constexpr, COMPLEX: tl.constexpr, HAS_H0: tl.constexpr, HAS_START: tl.constexpr, WITH_A: tl.constexpr,
+    CONJ: tl.constexpr, COMPLEX: tl.constexpr, HAS_H0: tl.constexpr, CUT: tl.constexpr, WITH_A: tl.constexpr,
     FROM_END: tl.constexpr, STEPS: tl.constexpr, LANES: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """grad_b[t] = grad[t] + conj(a[t+1]) grad_b[t+1], and grad_a[t] = grad_b[t] conj(h[t-1]) in the same pass.
@@ -209,6 +211,7 @@ def backward(
     grad_a and grad_b have the same strides.
     """
     lane = tl.program_id(0) * LANES + tl.arange(0, LANES)
+    inside = lane < lanes
     begin = tl.program_id(1) * chunk
     end = tl.minimum(begin + chunk, length)
     a_lane = lane_offset(lane, n1, n2, n3, a_0, a_1, a_2, a_3)
@@ -217,37 +220,29 @@ def backward(
     o_lane = lane_offset(lane, n1, n2, n3, o_0, o_1, o_2, o_3)
     cr = tl.zeros((LANES,), ACC)
     ci = tl.zeros((LANES,), ACC)
-    if HAS_START:
-        s_lane = lane_offset(lane, n1, n2, n3, s_0, s_1, s_2, s_3) + tl.cast(tl.program_id(1), tl.int64) * s_c
-        cr, ci = read(start, s_lane, lane < lanes, 0.0, COMPLEX, False, ACC)
+    startr = cr
+    starti = ci
+    if HAS_H0:
+        i_lane = lane_offset(lane, n1, n2, n3, i_0, i_1, i_2, i_3)
+        startr, starti = read(h0, i_lane, inside, 0.0, COMPLEX, True, ACC)
+    if CUT:
+        cr, ci = entered(product, state, cr, ci, lane, inside, lanes, COMPLEX, STEPS, ACC)
     for tile in range(begin, end, STEPS):
-        step = tile + tl.arange(0, STEPS)
-        mask = (step < end)[:, None] & (lane < lanes)[None, :]
-        earlier = mask & (step >= 1)[:, None]
-        t = step.to(tl.int64)
-        u = t - 1  # the step whose transition comes in
-        v = t + 1  # the step whose state this one started from
-        if FROM_END:
-            t = length - 1 - t
-            u = length - 1 - u
-            v = length - 1 - v
-        ar, ai = read(a, u[:, None] * a_t + a_lane[None, :], earlier, 1.0, COMPLEX, CONJ, ACC)
-        gr, gi = read(grad, t[:, None] * g_t + g_lane[None, :], mask, 0.0, COMPLEX, False, ACC)
-        _, _, br, bi = tile_scan(ar, ai, gr, gi, cr, ci, COMPLEX, False, STEPS, False)
-        where = t[:, None] * o_t + o_lane[None, :]
-        write(grad_b, where, mask, br, bi, COMPLEX)
+        # The transition that comes in is that of the step before in the walk; the state that a step started from, that
+        # of the step after.
+        ar, ai = tile_of(a, a_lane, tile, end, length, a_t, inside, 1.0, -1, COMPLEX, CONJ, FROM_END, STEPS, ACC)
+        gr, gi = tile_of(grad, g_lane, tile, end, length, g_t, inside, 0.0, 0, COMPLEX, False, FROM_END, STEPS, ACC)
         if WITH_A:
-            later = mask & (step + 1 < length)[:, None]
-            pr, pi = read(h, v[:, None] * h_t + h_lane[None, :], later, 0.0, COMPLEX, True, ACC)
-            if HAS_H0:
-                i_lane = lane_offset(lane, n1, n2, n3, i_0, i_1, i_2, i_3)
-                ir, ii = read(h0, i_lane, lane < lanes, 0.0, COMPLEX, True, ACC)
-                final = (step == length - 1)[:, None]
-                pr = tl.where(final, ir[None, :], pr)
-                if COMPLEX:
-                    pi = tl.where(final, ii[None, :], pi)
-            xr, xi = times(br, bi, pr, pi, COMPLEX)
-            write(grad_a, where, mask, xr, xi, COMPLEX)
-        cr = row(br, STEPS - 1, STEPS)
-        if COMPLEX:
-            ci = row(bi, STEPS - 1, STEPS)
+            pr, pi = tile_of(h, h_lane, tile, end, length, h_t, inside, 0.0, 1, COMPLEX, True, FROM_END, STEPS, ACC)
+        for i in tl.static_range(STEPS):
+            xr, xi = times(ar[i], ai[i], cr, ci, COMPLEX)
+            cr = xr + gr[i]
+            if COMPLEX:
+                ci = xi + gi[i]
+            mask = inside & (tile + i < end)
+            where = walked(tile + i, length, FROM_END) * o_t + o_lane
+            write(grad_b, where, mask, cr, ci, COMPLEX)
+            if WITH_A:
+                last = tile + i == length - 1
+                xr, xi = times(cr, ci, tl.where(last, startr, pr[i]), tl.where(last, starti, pi[i]), COMPLEX)
+                write(grad_a, where, mask, xr, xi, COMPLEX)

@@ -1,10 +1,13 @@
-"""How Triton kernels are given tensors (lanes as four axes, complex numbers as pairs), and how many programs start."""
+"""How Triton kernels are given tensors (lanes as four axes, complex numbers as pairs), how many programs start, and
+what is remembered from one call to the next: all but the tensors' addresses."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
 import math
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,11 +20,27 @@ DEVICES: tuple[str, ...] = ("cuda",)
 """Types of devices that kernels run on; tests add "cpu" to run them in Triton's interpreter."""
 
 AXES = 4
-STEPS, LANES = 32, 64
-"""The greatest tile of real numbers. By what the compiler says of registers on sm_80 and sm_90: the derivatives fit in
-them, without spilling. Not tuned otherwise: no GPU was at hand."""
 
-SHORTEST = 512
+
+@dataclass(frozen=True)
+class Tile:
+    """What a program reads before it computes: at most so many steps of so many lanes (half the steps where numbers are
+    complex), and the warps that it has. A thread has one lane or few; its steps wait in registers."""
+
+    steps: int
+    lanes: int
+    warps: int
+
+
+SCAN = Tile(8, 64, 1)
+READ = Tile(8, 32, 1)
+"""Those of the scan and of the scan with a readout. By `benchmarks.gpu_tiles` on an H200 the scan's is within 1.08 of
+the best of 36 choices, in the geometric mean of five cases; 16 steps gain 3% and take twice as long to compile."""
+
+PROGRAMS = 16
+"""Programs for each multiprocessor, at least, where there are steps enough to cut."""
+
+SHORTEST = 64
 """Steps of a chunk, at least, where time is cut because there are few lanes."""
 
 
@@ -47,7 +66,7 @@ def programs_wanted(device: torch.device) -> int:
     """How many programs keep a device busy."""
     if device.type != "cuda":
         return 1
-    return 4 * int(torch.cuda.get_device_properties(device).multi_processor_count)
+    return PROGRAMS * int(torch.cuda.get_device_properties(device).multi_processor_count)
 
 
 def pairs(x: Tensor) -> Tensor:
@@ -55,11 +74,6 @@ def pairs(x: Tensor) -> Tensor:
     if not x.is_complex():
         return x.resolve_neg()
     return torch.view_as_real(x.conj() if x.is_conj() else x).resolve_neg()
-
-
-def empty_like(x: Tensor, shape: tuple[int, ...] | None = None) -> Tensor:
-    """Memory for a result, of the device and dtype of `x`, complex numbers as complex numbers."""
-    return torch.empty(x.shape if shape is None else shape, dtype=x.dtype, device=x.device)
 
 
 @dataclass(frozen=True)
@@ -109,24 +123,26 @@ class Grid:
 
     lanes: int
     steps: int
+    warps: int
     chunk: int
     blocks: int
     chunks: int
 
     @staticmethod
-    def of(count: int, length: int, like: Tensor) -> Grid:
+    def of(count: int, length: int, like: Tensor, tile: Tile) -> Grid:
         """For a number of lanes and of steps. Time is cut where the lanes alone leave the device idle."""
-        steps, lanes = min(STEPS, power_of_two(length)), min(widest(like), power_of_two(count))
+        steps = min(tile.steps // 2 if like.is_complex() else tile.steps, power_of_two(length))
+        lanes = min(tile.lanes, power_of_two(count))
         blocks = -(-count // lanes)
-        wanted = max(1, min(programs_wanted(like.device) // blocks, length // SHORTEST))
+        # A program goes through the chunks before its own, so their number is not to exceed the steps of its two walks.
+        wanted = max(1, min(programs_wanted(like.device) // blocks, length // SHORTEST, math.isqrt(2 * length)))
         share = math.ceil(length / wanted)
         chunk = math.ceil(share / steps) * steps
-        return Grid(lanes, steps, chunk, blocks, -(-length // chunk))
+        return Grid(lanes, steps, tile.warps, chunk, blocks, -(-length // chunk))
 
-
-def widest(like: Tensor) -> int:
-    """The most lanes in a tile: a complex number takes the registers of two."""
-    return LANES // 2 if like.is_complex() else LANES
+    def options(self, like: Tensor) -> dict[str, Any]:
+        """What kernels are told of it when they are compiled."""
+        return {"STEPS": self.steps, "LANES": self.lanes, "ACC": accumulator(like.dtype), "num_warps": self.warps}
 
 
 def power_of_two(n: int) -> int:
@@ -143,4 +159,65 @@ def accumulator(dtype: torch.dtype) -> Any:
 
 def on_device(x: Tensor) -> Any:
     """A context in which kernels are launched on the device of `x`."""
+    if x.device.type != "cuda" or x.get_device() == torch.cuda.current_device():
+        return contextlib.nullcontext()
     return torch.cuda.device_of(x)
+
+
+class Launch:
+    """A kernel, its grid, and all its arguments but the tensors, which come first.
+
+    Triton's way to the compiled kernel looks at every argument of every launch, which takes longer than many a kernel
+    runs. Here it is found once: the tensors of later launches must have the dtypes of the first ones, and addresses
+    that 16 divides where it divided those (`geometry` tells).
+    """
+
+    def __init__(self, kernel: Any, grid: tuple[int, int], numbers: list[int], options: dict[str, Any]) -> None:
+        self.kernel, self.grid, self.options = kernel, (*grid, 1), options
+        self.numbers = self._rest = tuple(numbers)
+        self._compiled: Callable[..., Any] | None = None
+
+    def __call__(self, *tensors: Tensor) -> None:
+        """Start the kernel."""
+        if self._compiled is not None:
+            self._compiled(*tensors, *self._rest)
+            return
+        compiled = self.kernel[self.grid](*tensors, *self.numbers, **self.options)
+        if compiled is not None and _launches_directly():
+            names = self.kernel.arg_names[len(tensors) + len(self.numbers) :]
+            self._rest = (*self.numbers, *(self.options[name] for name in names))
+            self._compiled = compiled[self.grid]
+
+
+@functools.cache
+def _launches_directly() -> bool:
+    """Whether Triton's compiled kernels take all arguments, constants among them, in this version: elsewhere a mistake
+    about that would write to any address. The interpreter has no compiled kernels."""
+    import triton
+
+    return tuple(int(n) for n in triton.__version__.split(".")[:2]) in TRIED
+
+
+TRIED = frozenset({(3, 6), (3, 7)})
+"""Versions of Triton whose launching was read."""
+
+_MOST = 4096
+_remembered: dict[Hashable, Any] = {}
+
+
+def geometry(x: Tensor | None) -> Hashable:
+    """All of a tensor that a launch depends on but where it lies."""
+    if x is None:
+        return None
+    return x.dtype, x.shape, x.stride(), x.data_ptr() & 15, x.is_conj(), x.device
+
+
+def remembered(key: Hashable, make: Callable[[], Any]) -> Any:
+    """What was made for a key before, or make it."""
+    key = (key, SCAN, READ, PROGRAMS, SHORTEST)
+    found = _remembered.get(key)
+    if found is None:
+        if len(_remembered) >= _MOST:
+            _remembered.clear()
+        found = _remembered[key] = make()
+    return found

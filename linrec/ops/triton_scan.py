@@ -2,7 +2,7 @@
 
 A block of lanes is one program, which walks over time by tiles; where the lanes are too few to fill the device, time is
 cut into chunks, whose effects are found first. Operands are read where they lie, whatever their strides, half precision
-as it is (and accumulated in float32). For what is not covered (`takes`) and for second derivatives the torch form runs.
+as it is (and accumulated in float32). For what is not covered (`takes`) the torch form runs.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ import torch
 from torch import Tensor
 
 from . import triton_launch as launch
-from ._dtypes import broadcast_shape, result_dtype, time_axis
-from .plain import are_plain
-from .triton_launch import Grid, Lanes, empty_like, pairs
+from ._dtypes import broadcast_shape, in_old_vmap, result_dtype, summed_to, time_axis
+from .plain import unwatched
+from .triton_launch import Grid, Lanes, Launch, geometry, pairs
 
 DTYPES = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.complex64, torch.complex128))
 """What the kernels compute in."""
 
 
 def takes(a: Tensor, b: Tensor, h0: Tensor | None = None, *, dim: int = 1, reverse: bool = False) -> bool:
-    """Whether the kernels compute `linear_scan` for these operands."""
-    if result_dtype(a, b, h0) not in DTYPES or not are_plain((a, b, h0), launch.DEVICES) or launch.kernels() is None:
+    """Whether the kernels compute `linear_scan` for these operands, which are plain."""
+    if result_dtype(a, b, h0) not in DTYPES or b.device.type not in launch.DEVICES or launch.kernels() is None:
         return False
     shape = broadcast_shape(a.shape, b.shape)
     return 0 not in shape and -len(shape) <= dim < len(shape)  # else the op itself has the say
@@ -32,191 +32,224 @@ def takes(a: Tensor, b: Tensor, h0: Tensor | None = None, *, dim: int = 1, rever
 def linear_scan(a: Tensor, b: Tensor, h0: Tensor | None = None, *, dim: int = 1, reverse: bool = False) -> Tensor:
     """See `linrec.ops.linear_scan`."""
     dtype = result_dtype(a, b, h0)
-    shape = broadcast_shape(a.shape, b.shape)
-    axis = time_axis(len(shape), dim)
-    a, b = a.to(dtype).expand(shape), b.to(dtype).expand(shape)
-    if h0 is not None:
-        h0 = h0.to(dtype).expand(shape[:axis] + shape[axis + 1 :])
-    h: Tensor = _Scan.apply(a, b, h0, axis, reverse)  # type: ignore[no-untyped-call]
+    axis = time_axis(max(a.dim(), b.dim()), dim)
+    h: Tensor = _Scan.apply(  # type: ignore[no-untyped-call]
+        as_read(a, dtype), as_read(b, dtype), None if h0 is None else as_read(h0, dtype), axis, reverse
+    )
     return h
 
 
+def as_read(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """An operand as the kernels read it: of their dtype, no negation pending."""
+    x = x if x.dtype == dtype else x.to(dtype)
+    return x.resolve_neg() if x.is_neg() else x
+
+
 class _Scan(torch.autograd.Function):
-    """The scan with its first derivative; `linrec.ops.dispatch` sees to all others."""
+    """The scan with its derivatives."""
 
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor, h0: Tensor | None, dim: int, reverse: bool) -> Tensor:
-        h = empty_like(b)
         with launch.on_device(b):
-            forward_into(a.movedim(dim, 0), b.movedim(dim, 0), h0, h.movedim(dim, 0), reverse)
+            key = ("forward", geometry(a), geometry(b), geometry(h0), dim, reverse)
+            h: Tensor = launch.remembered(key, lambda: _Forward(a, b, h0, dim, reverse))(a, b, h0)
         ctx.save_for_backward(a, h0, h)
+        ctx.b = b.shape
         ctx.dim, ctx.reverse = dim, reverse
         return h
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         a, h0, h = ctx.saved_tensors
-        dim = ctx.dim
+        dim, reverse = ctx.dim, ctx.reverse
         needs_a, needs_b, needs_h0 = ctx.needs_input_grad[:3]
-        grad_b = empty_like(h)
-        grad_a = empty_like(h) if needs_a else None
-        moved = [None if x is None else x.movedim(dim, 0) for x in (a, grad, h, grad_a, grad_b)]
-        with launch.on_device(h):
-            backward_into(moved[0], moved[1], moved[2], h0, moved[3], moved[4], ctx.reverse)  # type: ignore[arg-type]
+        grad_a: Tensor | None
+        if torch.is_grad_enabled() or in_old_vmap(grad) or not unwatched():
+            grad_a, grad_b = _in_operators(a, grad, h, h0, dim, reverse)
+        else:
+            grad = as_read(grad, h.dtype)
+            with launch.on_device(h):
+                key = ("backward", *(geometry(x) for x in (a, grad, h, h0)), dim, reverse, needs_a)
+                prepared = launch.remembered(key, lambda: _Backward(a, grad, h, h0, dim, reverse, needs_a))
+                grad_a, grad_b = prepared(a, grad, h, h0)
         grad_h0 = None
         if needs_h0:
-            first = -1 if ctx.reverse else 0
-            grad_h0 = a.select(dim, first).conj() * grad_b.select(dim, first)
-        return grad_a, grad_b if needs_b else None, grad_h0, None, None
+            first = -1 if reverse else 0
+            grad_h0 = (a.expand(h.shape).select(dim, first).conj() * grad_b.select(dim, first)).sum_to_size(h0.shape)
+        grad_a = summed_to(grad_a, a.shape) if needs_a and grad_a is not None else None
+        return grad_a, summed_to(grad_b, ctx.b) if needs_b else None, grad_h0, None, None
 
 
-def forward_into(
-    a: Tensor, b: Tensor, h0: Tensor | None, out: Tensor, reverse: bool, products: bool = False
-) -> None:  # fmt: skip
-    """Write the states of h[t] = a[t] * h[t-1] + b[t] over axis 0 into `out`; all but `h0` are (T, *state).
+def _in_operators(
+    a: Tensor, grad: Tensor, h: Tensor, h0: Tensor | None, dim: int, reverse: bool
+) -> tuple[Tensor, Tensor]:
+    """The same derivatives where they are to be differentiated, or are many at once."""
+    from .scan import linear_scan as op
 
-    `products`: the transitions are compositions, which may have overflowed although no transition is infinite.
-    """
-    length, state = out.shape[0], tuple(out.shape[1:])
-    found = _arranged(state, [(a, 1), (b, 1), (h0, 0), (out, 1)])
-    if found is None:
-        a, b, h0 = (None if x is None else x.contiguous() for x in (a, b, h0))  # type: ignore[assignment]
-        whole = empty_like(out)
-        forward_into(a, b, h0, whole, reverse, products)
-        out.copy_(whole)
-        return
-    lanes, times, tensors = found
-    grid = Grid.of(lanes.count, length, out)
-    start, start_chunk, start_lanes = tensors[2], 0, lanes.strides[2]
-    if grid.chunks > 1:
-        starts = _starts(a, b, h0, lanes, times, tensors, grid, length, reverse, lag=0, flip=False)
-        start, start_chunk, start_lanes = _boundaries(starts, lanes)
-    launch.kernels().forward[(grid.blocks, grid.chunks)](
-        *(tensors[0], tensors[1], tensors[1] if start is None else start, tensors[3]),
-        *(length, grid.chunk, lanes.count, *lanes.sizes[1:]),
-        *(times[0], *lanes.strides[0], times[1], *lanes.strides[1], start_chunk, *start_lanes),
-        *(times[3], *lanes.strides[3]),
-        CONJ=a.is_conj(),
-        COMPLEX=out.is_complex(),
-        HAS_START=start is not None,
-        FROM_END=reverse,
-        PRODUCTS=products,
-        STEPS=grid.steps,
-        LANES=grid.lanes,
-        ACC=launch.accumulator(out.dtype),
-    )
+    length = h.shape[dim]
+    start = h.new_zeros(()).expand(h.select(dim, 0).shape) if h0 is None else h0.expand(h.select(dim, 0).shape)
+    one = torch.ones_like(start).unsqueeze(dim)
+    factors = a.expand(h.shape).conj()
+    if reverse:
+        factors = torch.cat((one, factors.narrow(dim, 0, length - 1)), dim)
+        before = torch.cat((h.narrow(dim, 1, length - 1), start.unsqueeze(dim)), dim)
+    else:
+        factors = torch.cat((factors.narrow(dim, 1, length - 1), one), dim)
+        before = torch.cat((start.unsqueeze(dim), h.narrow(dim, 0, length - 1)), dim)
+    grad_b = op(factors, grad, None, dim=dim, reverse=not reverse)
+    return grad_b * before.conj(), grad_b
 
 
-def backward_into(
-    a: Tensor, grad: Tensor, h: Tensor, h0: Tensor | None, grad_a: Tensor | None, grad_b: Tensor, reverse: bool
-) -> None:
-    """Write the derivatives of the scan's operands into `grad_a`, if there is one, and `grad_b`, given its states."""
-    length, state = h.shape[0], tuple(h.shape[1:])
-    found = _arranged(state, [(a, 1), (grad, 1), (h, 1), (h0, 0), (grad_b, 1)])
-    if found is None:
-        a, grad, h, h0 = (None if x is None else x.contiguous() for x in (a, grad, h, h0))  # type: ignore[assignment]
-        whole_a, whole_b = None if grad_a is None else empty_like(h), empty_like(h)
-        backward_into(a, grad, h, h0, whole_a, whole_b, reverse)
-        grad_b.copy_(whole_b)
-        if grad_a is not None and whole_a is not None:
-            grad_a.copy_(whole_a)
-        return
-    lanes, times, tensors = found
-    grid = Grid.of(lanes.count, length, h)
-    start, start_chunk, start_lanes = None, 0, (0,) * launch.AXES
-    if grid.chunks > 1:
-        starts = _starts(a, grad, None, lanes, times, tensors, grid, length, not reverse, lag=1, flip=True)
-        start, start_chunk, start_lanes = _boundaries(starts, lanes)
-    out = tensors[4]
-    launch.kernels().backward[(grid.blocks, grid.chunks)](
-        *(tensors[0], tensors[1], tensors[2], out if tensors[3] is None else tensors[3]),
-        *(out if start is None else start, out if grad_a is None else pairs(grad_a), out),
-        *(length, grid.chunk, lanes.count, *lanes.sizes[1:]),
-        *(times[0], *lanes.strides[0], times[1], *lanes.strides[1], times[2], *lanes.strides[2], *lanes.strides[3]),
-        *(start_chunk, *start_lanes, times[4], *lanes.strides[4]),
-        CONJ=not a.is_conj(),
-        COMPLEX=h.is_complex(),
-        HAS_H0=h0 is not None,
-        HAS_START=start is not None,
-        WITH_A=grad_a is not None,
-        FROM_END=not reverse,
-        STEPS=grid.steps,
-        LANES=grid.lanes,
-        ACC=launch.accumulator(h.dtype),
-    )
+class _Forward:
+    """The launches that compute states, for operands that lie in some way."""
+
+    def __init__(self, a: Tensor, b: Tensor, h0: Tensor | None, dim: int, reverse: bool) -> None:
+        shape = broadcast_shape(a.shape, b.shape)
+        own = shape[:dim] + shape[dim + 1 :]
+        self.shape, self.own, self.dim = shape, own, dim
+        out = torch.empty_like(b.expand(shape))
+        found = arranged(own, *self._moved(a, b, h0, out))
+        self.copies = found is None
+        if found is None:
+            out = torch.empty(shape, dtype=b.dtype, device=b.device)
+            found = arranged(own, *self._moved(*self._copied(a, b, h0), out))
+            assert found is not None
+        lanes, times = found
+        self.stride = out.stride()
+        grid = Grid.of(lanes.count, shape[dim], out, launch.SCAN)
+        self.cut = Cut(grid, lanes.count, out)
+        options = {"CONJ": a.is_conj(), "COMPLEX": out.is_complex(), "FROM_END": reverse, **grid.options(out)}
+        operands = [*(times[0], *lanes.strides[0]), *(times[1], *lanes.strides[1])]
+        sizes = [shape[dim], grid.chunk, lanes.count, *lanes.sizes[1:]]
+        self.summarise = Launch(
+            launch.kernels().summarise,
+            (grid.blocks, grid.chunks),
+            [*sizes[:2], 0, *sizes[2:], *operands, *([0] * 5)],
+            {**options, "LAG": 0, "FACTOR": False},
+        )
+        self.main = Launch(
+            launch.kernels().forward,
+            (grid.blocks, grid.chunks),
+            [*sizes, *operands, *lanes.strides[2], times[3], *lanes.strides[3]],
+            {**options, "HAS_H0": h0 is not None, "CUT": grid.chunks > 1},
+        )
+
+    def _moved(self, a: Tensor, b: Tensor, h0: Tensor | None, out: Tensor) -> list[tuple[Tensor | None, int]]:
+        wide = ((x.expand(self.shape).movedim(self.dim, 0), 1) for x in (a, b))
+        return [*wide, (None if h0 is None else h0.expand(self.own), 0), (out.movedim(self.dim, 0), 1)]
+
+    def _copied(self, a: Tensor, b: Tensor, h0: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        # A conjugation that is pending stays so: the launch has been told of it.
+        a = a.expand(self.shape)
+        a = a.conj().contiguous().conj() if a.is_conj() else a.contiguous()
+        return a, b.expand(self.shape).contiguous(), None if h0 is None else h0.expand(self.own).contiguous()
+
+    def __call__(self, a: Tensor, b: Tensor, h0: Tensor | None) -> Tensor:
+        """All states."""
+        if self.copies:
+            a, b, h0 = self._copied(a, b, h0)
+        out = torch.empty_strided(self.shape, self.stride, dtype=b.dtype, device=b.device)
+        ra, rb, ro = pairs(a), pairs(b.resolve_conj()), pairs(out)
+        product, state = self.cut.memory() or (ro, ro)
+        if self.cut.chunks > 1:
+            self.summarise(ra, rb, rb, product, state)
+        self.main(ra, rb, rb if h0 is None else pairs(h0.resolve_conj()), product, state, ro)
+        return out
 
 
-Arranged = tuple[Lanes, list[int], list[Any]]
+class _Backward:
+    """The launches that compute the derivatives of the transitions, if they are wanted, and of what enters."""
+
+    def __init__(
+        self, a: Tensor, grad: Tensor, h: Tensor, h0: Tensor | None, dim: int, reverse: bool, with_a: bool
+    ) -> None:
+        self.shape, self.dim, self.with_a = tuple(h.shape), dim, with_a
+        self.own = self.shape[:dim] + self.shape[dim + 1 :]
+        self.stride = h.stride()
+        found = arranged(self.own, *self._moved(a, grad, h, h0, h))
+        self.copies = found is None
+        if found is None:
+            self.stride = torch.empty(self.shape, device="meta").stride()
+            copies = self._copied(a, grad, h, h0)
+            found = arranged(self.own, *self._moved(*copies, copies[2]))
+            assert found is not None
+        lanes, times = found
+        length = self.shape[dim]
+        grid = Grid.of(lanes.count, length, h, launch.SCAN)
+        self.cut = Cut(grid, lanes.count, h)
+        options = {"CONJ": not a.is_conj(), "COMPLEX": h.is_complex(), "FROM_END": not reverse, **grid.options(h)}
+        operands = [*(times[0], *lanes.strides[0]), *(times[1], *lanes.strides[1])]
+        sizes = [length, grid.chunk, lanes.count, *lanes.sizes[1:]]
+        self.summarise = Launch(
+            launch.kernels().summarise,
+            (grid.blocks, grid.chunks),
+            [*sizes[:2], 0, *sizes[2:], *operands, *([0] * 5)],
+            {**options, "LAG": 1, "FACTOR": False},
+        )
+        self.main = Launch(
+            launch.kernels().backward,
+            (grid.blocks, grid.chunks),
+            [*sizes, *operands, times[2], *lanes.strides[2], *lanes.strides[3], times[4], *lanes.strides[4]],
+            {**options, "HAS_H0": h0 is not None, "CUT": grid.chunks > 1, "WITH_A": with_a},
+        )
+
+    def _moved(
+        self, a: Tensor, grad: Tensor, h: Tensor, h0: Tensor | None, out: Tensor
+    ) -> list[tuple[Tensor | None, int]]:
+        timed = [(x.expand(self.shape).movedim(self.dim, 0), 1) for x in (a, grad, h, out)]
+        return [*timed[:3], (None if h0 is None else h0.expand(self.own), 0), timed[3]]
+
+    def _copied(
+        self, a: Tensor, grad: Tensor, h: Tensor, h0: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        a = a.expand(self.shape)
+        a = a.conj().contiguous().conj() if a.is_conj() else a.contiguous()
+        return a, grad.contiguous(), h.contiguous(), None if h0 is None else h0.expand(self.own).contiguous()
+
+    def __call__(self, a: Tensor, grad: Tensor, h: Tensor, h0: Tensor | None) -> tuple[Tensor | None, Tensor]:
+        """The derivatives."""
+        if self.copies:
+            a, grad, h, h0 = self._copied(a, grad, h, h0)
+        grad_b = torch.empty_strided(self.shape, self.stride, dtype=h.dtype, device=h.device)
+        grad_a = torch.empty_strided(self.shape, self.stride, dtype=h.dtype, device=h.device) if self.with_a else None
+        ra, rg, rh, rb = pairs(a), pairs(grad.resolve_conj()), pairs(h), pairs(grad_b)
+        product, state = self.cut.memory() or (rb, rb)
+        if self.cut.chunks > 1:
+            self.summarise(ra, rg, rg, product, state)
+        r0, rx = rb if h0 is None else pairs(h0.resolve_conj()), rb if grad_a is None else pairs(grad_a)
+        self.main(ra, rg, rh, r0, product, state, rx, rb)
+        return grad_a, grad_b
 
 
-def _arranged(state: tuple[int, ...], operands: list[tuple[Tensor | None, int]]) -> Arranged | None:
-    """Lanes, strides in time, and what to pass of operands (T, *state) or, where the number is 0, (*state).
+class Cut:
+    """Where the chunks' effects are written."""
 
-    A conjugated operand other than the first is copied; the first one's conjugation is the kernels' to apply.
-    """
-    tensors: list[Tensor | None] = []
+    def __init__(self, grid: Grid, lanes: int, like: Tensor) -> None:
+        self.chunks = grid.chunks
+        wide = torch.promote_types(like.dtype, torch.float32)
+        self.dtype, pair = wide.to_real(), 2 if wide.is_complex else 1
+        self.shape = 2, grid.chunks, lanes * pair
+        self.device = like.device
+
+    def memory(self) -> tuple[Tensor, Tensor] | None:
+        """For the products of the transitions and for the states, as real numbers; None where time is not cut."""
+        if self.chunks <= 1:
+            return None
+        product, state = torch.empty(self.shape, dtype=self.dtype, device=self.device).unbind()
+        return product, state
+
+
+def arranged(state: tuple[int, ...], *operands: tuple[Tensor | None, int]) -> tuple[Lanes, list[int]] | None:
+    """Lanes, and strides in time, of operands (T, *state) or, where the number is 0, (*state); None where the axes are
+    too many. The last operand is the one that is written."""
     times, strides = [], []
-    for i, (x, leading) in enumerate(operands):
+    for x, leading in operands:
         if x is None:
-            tensors.append(None)
             times.append(0)
             strides.append([0] * len(state))
             continue
-        x = pairs(x if i == 0 else x.resolve_conj())
-        own = list(x.stride())[: leading + len(state)]
-        tensors.append(x)
+        own = list(pairs(x).stride())[: leading + len(state)]
         times.append(own[0] if leading else 0)
         strides.append(own[leading:])
     lanes = Lanes.of(state, strides)
-    return None if lanes is None else (lanes, times, tensors)
-
-
-def _starts(
-    a: Tensor,
-    b: Tensor,
-    h0: Tensor | None,
-    lanes: Lanes,
-    times: list[int],
-    tensors: list[Any],
-    grid: Grid,
-    length: int,
-    from_end: bool,
-    lag: int,
-    flip: bool,
-) -> Tensor:
-    """The state before each chunk, in the order of the walk: (chunks, lanes), lanes in their own order."""
-    wide = torch.promote_types(b.dtype, torch.float32)
-    product, state, ends = (torch.empty(grid.chunks, lanes.count, dtype=wide, device=b.device) for _ in range(3))
-    launch.kernels().summarise[(grid.blocks, grid.chunks)](
-        *(tensors[0], tensors[1], pairs(product), pairs(state)),
-        *(length, grid.chunk, lanes.count, *lanes.sizes[1:]),
-        *(times[0], *lanes.strides[0], times[1], *lanes.strides[1]),
-        CONJ=a.is_conj() != flip,
-        COMPLEX=b.is_complex(),
-        FROM_END=from_end,
-        LAG=lag,
-        STEPS=grid.steps,
-        LANES=grid.lanes,
-        ACC=launch.accumulator(b.dtype),
-    )
-    first = ends.new_zeros(lanes.count) if h0 is None else _in_lane_order(tensors[2], lanes, h0.is_complex()).to(wide)
-    forward_into(product, state, first, ends, reverse=False, products=True)
-    return torch.cat((first.unsqueeze(0), ends[:-1]))
-
-
-def _in_lane_order(h0: Tensor, lanes: Lanes, is_complex: bool) -> Tensor:
-    """The initial state, given as real numbers or pairs, with its lanes in their own order."""
-    if is_complex:
-        flat = h0.as_strided((*lanes.sizes, 2), (*lanes.strides[2], 1), h0.storage_offset()).reshape(-1, 2)
-        return torch.view_as_complex(flat.contiguous())
-    return h0.as_strided(lanes.sizes, lanes.strides[2], h0.storage_offset()).reshape(-1)
-
-
-def _boundaries(starts: Tensor, lanes: Lanes) -> tuple[Tensor, int, tuple[int, ...]]:
-    """States before chunks as an operand: what to pass, its stride by chunk, its strides by lane."""
-    numbers = 2 if starts.is_complex() else 1
-    own, step = [], numbers
-    for size in reversed(lanes.sizes):
-        own.append(step)
-        step *= size
-    return pairs(starts), numbers * lanes.count, tuple(reversed(own))
+    return None if lanes is None else (lanes, times)

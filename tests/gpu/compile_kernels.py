@@ -45,13 +45,14 @@ class Recorder:
 def launches(dtype: torch.dtype, lengths: tuple[int, ...]) -> list[tuple[Any, tuple[Any, ...], dict[str, Any]]]:
     """What a training step of both ops launches."""
     found: list[tuple[Any, tuple[Any, ...], dict[str, Any]]] = []
+    triton_launch.DEVICES = ("cpu",)
     triton_launch.kernels = lambda: Recorder(triton_kernels, found)  # type: ignore[assignment]
     triton_launch.readout_kernels = lambda: Recorder(triton_readout_kernels, found)
     triton_launch.programs_wanted = lambda device: 64  # type: ignore[assignment]
     for length in lengths:
-        scanned = [torch.ones(s, dtype=dtype).requires_grad_() for s in ((2, length, 70), (2, length, 70), (2, 70))]
+        scanned = [torch.ones(s, dtype=dtype).requires_grad_() for s in ((2, length, 128), (2, length, 128), (2, 128))]
         triton_scan.linear_scan(*scanned).sum().abs().backward()
-        shapes = (2, length, 70, 16), (2, length, 70, 16), (2, length, 1, 16), (2, 70, 16)
+        shapes = (2, length, 128, 16), (2, length, 128, 16), (2, length, 1, 16), (2, 128, 16)
         y, last = triton_readout.scan_readout(*(torch.ones(s, dtype=dtype).requires_grad_() for s in shapes))
         (y.sum() + last.sum()).abs().backward()
     return found
@@ -60,6 +61,7 @@ def launches(dtype: torch.dtype, lengths: tuple[int, ...]) -> list[tuple[Any, tu
 def source(kernel: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
     """A launch's kernel with the types of its arguments."""
     signature: dict[str, str] = {}
+    options = {k: v for k, v in options.items() if k != "num_warps"}
     constants = {**options}
     for name, value in zip(kernel.arg_names, args, strict=False):
         if isinstance(value, torch.Tensor):
@@ -87,7 +89,8 @@ def checked(kernel: Any, args: tuple[Any, ...], options: dict[str, Any], capabil
 
 def compiled(kernel: Any, args: tuple[Any, ...], options: dict[str, Any], capability: int) -> Any:
     """A launch's kernel for a compute capability, as 80."""
-    return triton.compile(source(kernel, args, options), target=GPUTarget("cuda", capability, 32))
+    chosen = {"num_warps": options["num_warps"]}
+    return triton.compile(source(kernel, args, options), target=GPUTarget("cuda", capability, 32), options=chosen)
 
 
 def resources(code: bytes) -> str:

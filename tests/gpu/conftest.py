@@ -35,8 +35,9 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A type of device for which the Triton kernels are registered. Tiles are tiny, so that there are several."""
     if importlib.util.find_spec("triton") is None:
         pytest.skip("Triton is not installed")
-    monkeypatch.setattr(triton_launch, "STEPS", 4)
-    monkeypatch.setattr(triton_launch, "LANES", 8)
+    monkeypatch.setattr(triton_launch, "SCAN", triton_launch.Tile(4, 8, 1))
+    monkeypatch.setattr(triton_launch, "READ", triton_launch.Tile(4, 4, 1))
+    monkeypatch.setattr(triton_launch, "_remembered", {})
     if torch.cuda.is_available():
         yield "cuda"
         return
@@ -45,10 +46,11 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setattr(interpreter.ScanOps, "generic_scan", scan_by_doubling)
     monkeypatch.setattr(triton_launch, "DEVICES", ("cpu",))
     with isolated():
-        implementation("linear_scan", "triton", device="cpu", requires=triton_scan.takes)(triton_scan.linear_scan)
-        implementation("scan_readout", "triton", device="cpu", requires=triton_readout.takes)(
-            triton_readout.scan_readout
-        )
+        for own, takes in (
+            (triton_scan.linear_scan, triton_scan.takes),
+            (triton_readout.scan_readout, triton_readout.takes),
+        ):
+            implementation(own.__name__, "triton", device="cpu", requires=takes, complete=True)(own)
         yield "cpu"
 
 

@@ -270,3 +270,16 @@ def test_a_package_that_does_not_load(monkeypatch: pytest.MonkeyPatch) -> None:
         assert fla.library.__wrapped__() is None
     monkeypatch.setattr(fla.importlib.util, "find_spec", lambda name: None)
     assert fla.library.__wrapped__() is None
+
+
+@pytest.mark.parametrize(
+    ("capability", "version", "sound"),
+    [((9, 0), "3.6.0", False), ((9, 0), "3.7.1", True), ((9, 0), "3.3.1", True), ((8, 0), "3.6.0", True)],
+)
+def test_kernels_that_triton_compiles_wrongly(
+    capability: tuple[int, int], version: str, sound: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """flash-linear-attention raises there, in the backward pass."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(fla.metadata, "version", lambda package: version)
+    assert fla._sound.__wrapped__(torch.device("cuda:0")) is sound

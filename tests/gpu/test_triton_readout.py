@@ -28,10 +28,20 @@ def drawn(*shape: int, dtype: torch.dtype = torch.float64, scale: float = 1.0) -
 
 
 @pytest.mark.parametrize(
-    ("layout", "dtype"), [*((x, torch.float64) for x in LAYOUTS), ("own-readouts", torch.complex128)]
-)  # fmt: skip
-def test_values_and_gradients(layout: str, dtype: torch.dtype, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(triton_launch, "LANES", 16)
+    ("layout", "dtype", "cut"),
+    [
+        *((x, torch.float64, cut) for x in LAYOUTS for cut in ("whole", "cut")),
+        ("own-readouts", torch.complex128, "whole"),
+        ("own-readouts", torch.complex128, "cut"),
+    ],
+    indirect=["cut"],
+)
+def test_values_and_gradients(
+    layout: str, dtype: torch.dtype, cut: str, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(triton_launch, "READ", triton_launch.Tile(2, 8, 1))
+    monkeypatch.setattr(triton_launch, "SHORTEST", 2 if cut == "cut" else 1 << 30)
+    monkeypatch.setattr(triton_launch, "programs_wanted", lambda device: 64)
     *shapes, start, dim = LAYOUTS[layout]
     inputs = [drawn(*s, dtype=dtype, scale=0.7) for s in (*shapes, *([] if start is None else [start]))]
     inputs = [x.to(device).requires_grad_() for x in inputs]
@@ -74,10 +84,10 @@ def test_half_precision(device: str) -> None:
 def test_one_state_in_a_tile_is_kept(device: str) -> None:
     a, b, c = (drawn(1, 12, 2, 2, scale=0.5).to(device).requires_grad_() for i in range(3))
     y, _ = triton_readout.scan_readout(a, b, c)
-    saved = y.grad_fn.next_functions[0][0].saved_tensors  # type: ignore[union-attr]
+    saved = y.grad_fn.saved_tensors  # type: ignore[union-attr]
     own = {x.untyped_storage().data_ptr() for x in (a, b, c)}
     kept = [x for x in saved if x is not None and x.untyped_storage().data_ptr() not in own]
-    assert [x.shape for x in kept] == [(12 // triton_launch.STEPS, 1, 2, 2)]
+    assert [x.shape for x in kept] == [(12 // triton_launch.READ.steps, 1, 2, 2)]
 
 
 def test_second_derivatives_and_function_transforms(device: str) -> None:
