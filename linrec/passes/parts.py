@@ -16,6 +16,7 @@ from linrec.ir.recurrence import LinearRecurrence
 from linrec.ir.scan import scan_nodes
 from linrec.passes.base import Pass, PassResult
 from linrec.passes.rewrite import ScanView, erase_scan, insert_scan
+from linrec.passes.simplify import Simplify
 
 aten = torch.ops.aten
 
@@ -44,7 +45,8 @@ class Parts(Pass):
             if chosen:
                 _split(graph_module, view, chosen)
                 modified = True
-        return PassResult(graph_module, modified)
+        # A part that no step changes is a constant, which the state as a whole was not.
+        return Simplify().run(graph_module) if modified else PassResult(graph_module, modified)
 
 
 def _chosen(view: ScanView) -> set[int]:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
+import linrec
 from linrec.analysis.stategraph import components
 from linrec.analysis.structure import recurrence_of
 from linrec.ir.recurrence import LinearRecurrence
@@ -77,6 +78,7 @@ IN_PARTS: dict[str, Step] = {
     "view_as_real": lambda h, u, w: torch.view_as_complex(torch.view_as_real(h * c(w)) * u.sigmoid()[..., None]) + u,
     "real part": lambda h, u, w: h * c(w) + (h * u).real * 0.2 + 1j * u,
     "parts that do not meet": lambda h, u, w: 0.5 * h.conj() + torch.complex(u, u.tanh()),
+    "a part that stays": lambda h, u, w: torch.complex(h.real, 0.5 * h.imag + u),
     "half a spectrum": lambda h, u, w: torch.fft.rfft(torch.fft.irfft(h, n=6) * 0.5, dim=-1) + u,
 }
 
@@ -155,3 +157,32 @@ def test_what_is_not_linear_in_the_parts_either(name: str) -> None:
     (node,) = scan_nodes(graph_module)
     assert ScanView.of(graph_module, node).scan.carries == 1, "the state is left whole"
     agrees(function)
+
+
+def test_a_part_that_no_step_changes_is_a_constant() -> None:
+    """Its value is not zero, and what reads it leaves the loop."""
+
+    class Model(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.start = torch.nn.Parameter(torch.randn(3, dtype=torch.complex128))
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            h, total = self.start.expand(x.shape[0], -1), torch.zeros_like(x[:, 0], dtype=torch.complex128)
+            for t in range(x.shape[1]):
+                total = total + h * x[:, t]
+                h = torch.complex(h.real, 0.5 * h.imag)
+            return total, h
+
+    model, oracle = Model(), Model()
+    oracle.load_state_dict(model.state_dict())
+    linrec.parallelize(model)
+    for batch, length in ((2, 9), (3, 20)):
+        x = torch.randn(batch, length, 3, dtype=torch.float64)
+        results = []
+        for m in (model, oracle):
+            y = m(x)
+            loss = sum(torch.view_as_real(z).square().sum() for z in y)
+            results.append([*y, *torch.autograd.grad(loss, m.start)])
+        torch.testing.assert_close(*results)
+    assert all(r.parallel for r in linrec.report(model).recurrences)
