@@ -165,12 +165,12 @@ class DenseScan(Lowering):
         return is_plain_matrix(recurrence)
 
     def cost(self, recurrence: LinearRecurrence, site: Site, length: int) -> Work:
-        """`length` products with the matrix, twice, in chunks of chunks of 8 steps."""
+        """`length` products with the matrix, twice, in chunks of chunks of 8 steps, copied in and out of each step."""
         calls, rest = 0, length
         while rest > 16:
             calls, rest = calls + 40, rest // 8
         size = state_size(recurrence) * length
-        work = Work(products=2.3 * size * state_width(recurrence), bytes=6 * state_bytes(recurrence) * length)
+        work = Work(products=2.3 * size * state_width(recurrence), bytes=16 * state_bytes(recurrence) * length)
         return work + Work(calls=calls + 3 * rest)
 
     def emit(self, recurrence: LinearRecurrence, site: Site) -> list[tuple[fx.Node | None, fx.Node]]:
