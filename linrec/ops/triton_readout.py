@@ -37,7 +37,7 @@ def scan_readout(
     """See `linrec.ops.scan_readout`."""
     dtype = result_dtype(a, b, c, h0)
     axis = time_axis(max(a.dim(), b.dim(), c.dim()), dim)
-    given = (as_read(x, dtype) for x in (a, b, c))
+    given = as_read(a, dtype, conj=True), as_read(b, dtype), as_read(c, dtype)
     y, last = _ScanReadout.apply(*given, None if h0 is None else as_read(h0, dtype), axis, reverse)  # type: ignore[no-untyped-call]
     return y, last
 
@@ -183,11 +183,11 @@ class _Forward:
         y = torch.empty(self.y_shape, dtype=b.dtype, device=b.device)
         last = torch.empty(self.s.state, dtype=b.dtype, device=b.device)
         kept = torch.empty(self.kept, dtype=self.wide, device=b.device)
-        ra, rb, rc, ry = pairs(a), pairs(b.resolve_conj()), pairs(c.resolve_conj()), pairs(y)
+        ra, rb, rc, ry = pairs(a), pairs(b), pairs(c), pairs(y)
         product, state = self.cut.memory() or (ry, ry)
         if self.summarise is not None:
             self.summarise(ra, rb, rb, product, state)
-        start = rb if h0 is None else pairs(h0.resolve_conj())
+        start = rb if h0 is None else pairs(h0)
         self.main(ra, rb, rc, start, product, state, ry, pairs(kept), pairs(last))
         return y, last, kept
 
@@ -282,11 +282,11 @@ class _Backward:
         grad = self._given(grad, b)
         grad_a, grad_b = (torch.empty(self.s.shape, dtype=b.dtype, device=b.device) for _ in range(2))
         grad_c = torch.empty(self.blocks, *self._c_shape(), dtype=b.dtype, device=b.device)
-        ra, rb, rc, rg = pairs(a), pairs(b.resolve_conj()), pairs(c.resolve_conj()), pairs(grad.resolve_conj())
+        ra, rb, rc, rg = pairs(a), pairs(b), pairs(c), pairs(grad)
         product, state = self.cut.memory() or (rb, rb)
         if self.summarise is not None:
             self.summarise(ra, rg, rc, product, state)
-        rl = rb if grad_last is None else pairs(grad_last.resolve_conj())
+        rl = rb if grad_last is None else pairs(grad_last)
         self.main(ra, rb, rc, rg, rl, product, state, pairs(kept), pairs(grad_a), pairs(grad_b), pairs(grad_c))
         total = grad_c.sum(0) if self.blocks > 1 else grad_c[0]
         return grad_a, grad_b, total.movedim(0, self.s.dim)

@@ -34,14 +34,16 @@ def linear_scan(a: Tensor, b: Tensor, h0: Tensor | None = None, *, dim: int = 1,
     dtype = result_dtype(a, b, h0)
     axis = time_axis(max(a.dim(), b.dim()), dim)
     h: Tensor = _Scan.apply(  # type: ignore[no-untyped-call]
-        as_read(a, dtype), as_read(b, dtype), None if h0 is None else as_read(h0, dtype), axis, reverse
+        as_read(a, dtype, conj=True), as_read(b, dtype), None if h0 is None else as_read(h0, dtype), axis, reverse
     )
     return h
 
 
-def as_read(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """An operand as the kernels read it: of their dtype, no negation pending."""
+def as_read(x: Tensor, dtype: torch.dtype, conj: bool = False) -> Tensor:
+    """An operand as the kernels read it: of their dtype, nothing pending but a conjugation where they apply it. A copy
+    may lie otherwise than the operand, so it is made before anything is noted about how that one lies."""
     x = x if x.dtype == dtype else x.to(dtype)
+    x = x if conj else x.resolve_conj()
     return x.resolve_neg() if x.is_neg() else x
 
 
@@ -149,11 +151,11 @@ class _Forward:
         if self.copies:
             a, b, h0 = self._copied(a, b, h0)
         out = torch.empty_strided(self.shape, self.stride, dtype=b.dtype, device=b.device)
-        ra, rb, ro = pairs(a), pairs(b.resolve_conj()), pairs(out)
+        ra, rb, ro = pairs(a), pairs(b), pairs(out)
         product, state = self.cut.memory() or (ro, ro)
         if self.cut.chunks > 1:
             self.summarise(ra, rb, rb, product, state)
-        self.main(ra, rb, rb if h0 is None else pairs(h0.resolve_conj()), product, state, ro)
+        self.main(ra, rb, rb if h0 is None else pairs(h0), product, state, ro)
         return out
 
 
@@ -212,11 +214,11 @@ class _Backward:
             a, grad, h, h0 = self._copied(a, grad, h, h0)
         grad_b = torch.empty_strided(self.shape, self.stride, dtype=h.dtype, device=h.device)
         grad_a = torch.empty_strided(self.shape, self.stride, dtype=h.dtype, device=h.device) if self.with_a else None
-        ra, rg, rh, rb = pairs(a), pairs(grad.resolve_conj()), pairs(h), pairs(grad_b)
+        ra, rg, rh, rb = pairs(a), pairs(grad), pairs(h), pairs(grad_b)
         product, state = self.cut.memory() or (rb, rb)
         if self.cut.chunks > 1:
             self.summarise(ra, rg, rg, product, state)
-        r0, rx = rb if h0 is None else pairs(h0.resolve_conj()), rb if grad_a is None else pairs(grad_a)
+        r0, rx = rb if h0 is None else pairs(h0), rb if grad_a is None else pairs(grad_a)
         self.main(ra, rg, rh, r0, product, state, rx, rb)
         return grad_a, grad_b
 

@@ -11,7 +11,7 @@ import linrec
 from linrec.lowering import cost, registry
 from linrec.passes import lower, outline
 from models.registry import SAMPLES, Sample
-from tests.models.test_parallel import agree
+from tests.models.test_parallel import agree, verdict
 
 
 @pytest.fixture(autouse=True)
@@ -30,9 +30,6 @@ def test_gallery(sample: Sample) -> None:
     model, oracle = linrec.parallelize(sample.factory()), sample.factory()
     agree(sample, model, oracle, 2, 12)
     report = linrec.report(model)
-    states = [entry for entry in report.recurrences if entry.states]
-    parallel = [entry.parallel for entry in states or report.recurrences]
-    verdict = "sequential" if not any(parallel) else "parallel" if all(parallel) else "partial"
-    assert verdict == sample.expect, str(report)
+    assert verdict(report) == sample.expect, str(report)
     for batch, length in ((3, 65), (1, 3)):
         agree(sample, model, oracle, batch, length)

@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 import linrec
 from models.registry import SAMPLES, Sample
+from tests.models.test_parallel import verdict
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -86,10 +87,7 @@ def test_gallery(sample: Sample, double_precision: None) -> None:
     for batch, length in ((2, 12), (3, 65), (1, 3)):
         agree(model, oracle, [x.cuda() for x in sample.inputs(batch, length, torch.float64)])
     report = linrec.report(model)
-    states = [entry for entry in report.recurrences if entry.states]
-    parallel = [entry.parallel for entry in states or report.recurrences]
-    verdict = "sequential" if not any(parallel) else "parallel" if all(parallel) else "partial"
-    assert verdict == sample.expect, str(report)
+    assert verdict(report) == sample.expect, str(report)
 
 
 def test_default_device() -> None:

@@ -63,6 +63,9 @@ def test_lazy_conjugates_and_copies(device: str) -> None:
     a, b, c = (drawn(1, 5, 2, 2, dtype=torch.complex128, scale=0.7).to(device) for i in range(3))
     for one, two in itertools.product((a, a.conj()), (b, b.conj())):
         torch.testing.assert_close(ops.scan_readout(one, two, c.conj()), reference.scan_readout(one, two, c.conj()))
+    # Copies of these lie otherwise than they do.
+    apart = [x.repeat_interleave(2, 1).repeat_interleave(2, 3)[:, ::2, :, 1::2].conj() for x in (a, b, c)]
+    torch.testing.assert_close(ops.scan_readout(*apart), reference.scan_readout(*apart))
     shape = (2, 2, 5, 2, 2, 2, 2)
     scattered = drawn(*reversed(shape), scale=0.7).to(device).permute(6, 5, 4, 3, 2, 1, 0)
     row = drawn(2, 1, 5, 2, 1, 2, 2).to(device)

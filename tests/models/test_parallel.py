@@ -51,15 +51,19 @@ def agree(sample: Sample, model: nn.Module, oracle: nn.Module, batch: int, lengt
         )
 
 
+def verdict(report: linrec.Report) -> str:
+    """What can leave the loop, in a sample's words."""
+    states = [entry for entry in report.recurrences if entry.states]
+    parallel = [entry.parallel for entry in states or report.recurrences]
+    return "sequential" if not any(parallel) else "parallel" if all(parallel) else "partial"
+
+
 @pytest.mark.parametrize("sample", SAMPLES, ids=lambda sample: sample.name)
 def test_parallel_as_the_loop(sample: Sample, monkeypatch: pytest.MonkeyPatch) -> None:
     model, oracle = linrec.parallelize(sample.factory()), sample.factory()
     agree(sample, model, oracle, 2, 12)
     report = linrec.report(model)
-    states = [entry for entry in report.recurrences if entry.states]
-    parallel = [entry.parallel for entry in states or report.recurrences]
-    verdict = "sequential" if not any(parallel) else "parallel" if all(parallel) else "partial"
-    assert verdict == sample.expect, str(report)
+    assert verdict(report) == sample.expect, str(report)
     for k, length in enumerate(LENGTHS):
         agree(sample, model, oracle, 1 + k % 3, length)
     agree(sample, model, oracle, 3, 9, twice=True)
