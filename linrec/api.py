@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 
 from linrec.capture.probe import undone
 from linrec.extend import load_installed
+from linrec.ir import members
 from linrec.ir.obstruction import LinrecError
 from linrec.lowering.registry import LOWERINGS
 from linrec.passes.base import Observer
@@ -219,7 +220,7 @@ def _compile_now(model: nn.Module, example_inputs: Any, keywords: dict[str, Any]
     tensors = [x for x in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
     with undone(model, tensors, parameters="copy"), torch.enable_grad():
         model(*args, **kwargs)
-        installed = [(sub, sub.__dict__.get("forward")) for sub in model.modules()]
+        installed = [(sub, sub.__dict__.get("forward")) for sub in members.modules(model)]
     for sub, forward in installed:
         if isinstance(forward, Dispatcher):
             sub.__dict__["forward"] = forward
@@ -244,7 +245,7 @@ def revert(model: Any) -> Any:
     """
     root = _module_of(model)
     mine: Any = root.__dict__.get("forward")
-    for sub in root.modules():
+    for sub in members.modules(root):
         dispatcher = sub.__dict__.get("forward")
         if isinstance(model, _Parallelized) and dispatcher is not None and dispatcher.settings is not mine.settings:
             continue
@@ -257,7 +258,7 @@ def revert(model: Any) -> Any:
 
 
 def _dispatchers(model: nn.Module) -> list[Dispatcher]:
-    found = [sub.__dict__.get("forward") for sub in model.modules()]
+    found = [sub.__dict__.get("forward") for sub in members.modules(model)]
     return [d for d in found if isinstance(d, Dispatcher)]
 
 
@@ -312,7 +313,7 @@ def explained(
         probe = _FunctionModule(revert(model) if isinstance(model, _Parallelized) else model)
     else:
         raise TypeError(f"explain takes a torch.nn.Module or a function, not {type(model).__name__}")
-    kept = [(sub, sub.__dict__.get("forward")) for sub in probe.modules()]
+    kept = [(sub, sub.__dict__.get("forward")) for sub in members.modules(probe)]
     try:
         parallelize(probe, when="always")
         probe.__dict__["forward"].settings.options.observe = observe

@@ -207,6 +207,22 @@ def _over_all(v: Vectorizer, node: fx.Node, x: Steps, **kwargs: Any) -> fx.Node:
     return v.emit(target, (x.node, list(range(1, x.rank + 1))), node, nodes_of(kwargs))
 
 
+_OF_ALL = {
+    aten.max.default: aten.amax.default,
+    aten.min.default: aten.amin.default,
+    aten.prod.default: aten.prod.dim_int,
+    aten.all.default: aten.all.dim,
+    aten.any.default: aten.any.dim,
+}
+
+
+@vector_rule(*_OF_ALL)
+def _of_all(v: Vectorizer, node: fx.Node, x: Steps, **kwargs: Any) -> fx.Node:
+    """Of all elements: of those of each step, in a row."""
+    row = v.emit(aten.reshape.default, (x.node, [v.length, -1]), node)
+    return v.emit(_OF_ALL[node.target], (row, 1), node, nodes_of(kwargs))
+
+
 @vector_rule(operator.getitem)
 def _getitem(v: Vectorizer, node: fx.Node, x: Steps, index: int) -> fx.Node:
     return v.emit(operator.getitem, (x.node, index), node)

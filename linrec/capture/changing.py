@@ -10,8 +10,9 @@ from torch import fx
 from torch.utils import _pytree as pytree
 
 from linrec.ir.location import location, places
+from linrec.ir.obstruction import Refused, refuse
 
-_SHOWN = 3
+_FEWEST, _SHOWN = 2, 3
 
 
 def changing_numbers(graph: fx.Graph) -> tuple[str, list[float]] | None:
@@ -25,9 +26,25 @@ def changing_numbers(graph: fx.Graph) -> tuple[str, list[float]] | None:
     for nodes in groups.values():
         for values in _numbers(nodes):
             differences = {b - a for a, b in itertools.pairwise(values)}
-            if len(set(values)) >= _SHOWN and len(differences) > 1:
+            if len(set(values)) >= _FEWEST and len(differences) > 1:
                 return location(nodes[0]), values[:_SHOWN]
     return None
+
+
+def not_uniform(graph: fx.Graph) -> Refused:
+    """The refusal of an unrolled loop in which no step repeats."""
+    text = "No uniform step was found that repeats with the length"
+    numbers = changing_numbers(graph)
+    if numbers is None:
+        where = (location(n) for n in graph.nodes if n.op == "call_function")
+        return refuse("LR004", f"{text}.", next(filter(None, where), ""))
+    where_it_is, values = numbers
+    shown = ", ".join(f"{v:.4g}" for v in values)
+    hint = (
+        "Compute such numbers for all steps before the loop, as a tensor (0.9 ** torch.arange(T), say), and take one "
+        "by its index in each step."
+    )
+    return refuse("LR004", f"{text}: a number in it differs from step to step ({shown}, ...).", where_it_is, hint)
 
 
 def _numbers(nodes: list[fx.Node]) -> Iterator[list[float]]:

@@ -3,15 +3,17 @@ differ become affine functions of the length of the input. Anything else that di
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
+from linrec.capture.affine import affine_through
 from linrec.capture.loops import leaves_of, tree_map_leaves
+from linrec.capture.numbers import Numbers, as_number, computed_in, takes_tensor, with_tensors
 from linrec.capture.trace import Slot, Trace
 from linrec.ir.location import location
+from linrec.ir.nodes import value
 from linrec.ir.obstruction import refuse
 from linrec.ir.scan import scan_of
 from linrec.ir.timeaxis import affine
@@ -19,30 +21,15 @@ from linrec.ir.timeaxis import affine
 aten = torch.ops.aten
 
 
-@dataclass(frozen=True)
-class AffineInt:
-    """The integer ``slope * length + offset``."""
-
-    slope: int
-    offset: int
-
-    def at(self, length: int) -> int:
-        """The integer at a length."""
-        return self.slope * length + self.offset
-
-
-def affine_through(a: int, b: int, first: int, second: int) -> AffineInt | None:
-    """The affine function with integer coefficients that is `a` at length `first` and `b` at `second`, if any."""
-    slope, rest = divmod(b - a, second - first)
-    return None if rest else AffineInt(slope, a - slope * first)
-
-
-def generalize(shorter: Trace, longer: Trace, length_node: fx.Node | None) -> fx.GraphModule:
+def generalize(
+    shorter: Trace, longer: Trace, length_node: fx.Node | None, numbers: Numbers | None = None
+) -> fx.GraphModule:
     """Make the longer trace's graph valid for every length, given the same code traced at a shorter one.
 
     Args:
         shorter, longer: re-rolled traces, of different length.
         length_node: a node of the longer graph that computes the length at run time.
+        numbers: finds other numbers in which the graphs differ in runs of the original.
 
     Returns:
         The longer trace's graph module, with every integer that differs replaced by `affine` of the length.
@@ -61,7 +48,7 @@ def generalize(shorter: Trace, longer: Trace, length_node: fx.Node | None) -> fx
         _same_leaves(a[3], b[3], f"the attribute {a[1]!r}")
     lengths = (shorter.length, longer.length)
     graph_module = longer.graph_module
-    _match(shorter.graph_module, graph_module, lengths, length_node)
+    _match(shorter.graph_module, graph_module, lengths, length_node, numbers)
     graph_module.graph.lint()
     graph_module.recompile()
     return graph_module
@@ -79,7 +66,11 @@ def _same_leaves(a: list[Any], b: list[Any], what: str) -> None:
 
 
 def _match(
-    shorter: fx.GraphModule, longer: fx.GraphModule, lengths: tuple[int, int], length_node: fx.Node | None
+    shorter: fx.GraphModule,
+    longer: fx.GraphModule,
+    lengths: tuple[int, int],
+    length_node: fx.Node | None,
+    numbers: Numbers | None,
 ) -> None:
     nodes = list(shorter.graph.nodes)
     others = list(longer.graph.nodes)
@@ -95,11 +86,15 @@ def _match(
             raise _differs(a, b)
         changed = False
         leaves: list[Any] = []
-        for x, y in zip(left, right, strict=True):
+        tensors = _numbers_as_tensors(longer.graph, b, left, right, numbers)
+        for index, (x, y) in enumerate(zip(left, right, strict=True)):
             if isinstance(x, fx.Node) or isinstance(y, fx.Node):
                 if not isinstance(x, fx.Node) or twin.get(x) is not y:
                     raise _differs(a, b)
                 leaves.append(y)
+            elif index in tensors:
+                leaves.append(tensors[index])
+                changed = True
             elif type(x) is int and type(y) is int and x != y:
                 function = affine_through(x, y, *lengths)
                 if function is None:
@@ -121,11 +116,13 @@ def _match(
                 leaves.append(y)
         if changed:
             b.args, b.kwargs = tree_map_leaves(b, leaves)
+            if tensors:
+                with_tensors(b)
         if a.op == "call_module":
             one, two = scan_of(shorter, a), scan_of(longer, b)
             if (one.carries, one.xs) != (two.carries, two.xs):
                 raise _differs(a, b)
-            _match(one.step, two.step, lengths, None)
+            _match(one.step, two.step, lengths, None, None)
         elif a.op == "get_attr":
             x, y = getattr(shorter, str(a.target), None), getattr(longer, str(b.target), None)
             if not (isinstance(x, Tensor) and isinstance(y, Tensor) and x.shape == y.shape and torch.equal(x, y)):
@@ -133,6 +130,21 @@ def _match(
     if len(nodes) != len(others):
         extra = others[len(nodes)] if len(others) > len(nodes) else nodes[len(others)]
         raise _differs(extra, extra)
+
+
+def _numbers_as_tensors(
+    graph: fx.Graph, node: fx.Node, left: list[Any], right: list[Any], numbers: Numbers | None
+) -> dict[int, fx.Node]:
+    """For the arguments that are numbers which depend on the length by no affine function: what computes them."""
+    found: dict[int, fx.Node] = {}
+    for index, (x, y) in enumerate(zip(left, right, strict=True)):
+        differs = type(x) is type(y) and type(x) in (float, complex) and x != y
+        if numbers is not None and differs and takes_tensor(node, index):
+            series = numbers.find([x], [y], value(node).dtype if node.target is aten.full.default else None)
+            if series is not None:
+                held = numbers.input(graph, series, 1)
+                found[index] = as_number(graph, node, held, computed_in(node, type(y)), value(node).device)
+    return found
 
 
 def _name(node: fx.Node) -> str:
@@ -147,6 +159,3 @@ def _differs(a: fx.Node, b: fx.Node) -> Exception:
         f"At two lengths the code runs different operators, beyond one more step of a loop (at '{_name(b)}').",
         at,
     )
-
-
-__all__ = ["AffineInt", "affine_through", "generalize"]

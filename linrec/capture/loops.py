@@ -1,5 +1,6 @@
 """Find the loops of an unrolled trace: consecutive isomorphic blocks of nodes, whose arguments are the same outer node,
-the same position of the same block, a position of an earlier block (a carry), or an integer that grows by a constant.
+the same position of the same block, a position of an earlier block (a carry), an integer that grows by a constant, or a
+number that Python computed.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from linrec.capture.numbers import takes_tensor
 from linrec.ir.nodes import shape_of, value
 
 _READS = (torch.ops.aten.select.int, torch.ops.aten.slice.Tensor)
@@ -49,7 +51,24 @@ class Counter:
     step: int
 
 
-Argument = Local | Carried | Outer | Counter
+@dataclass(frozen=True)
+class Varying:
+    """A number that is another in every block, by no rule that the trace shows."""
+
+    values: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Number:
+    """A number that is read off runs of the original: of the series `index`, one for each step where it is `varying`,
+    else one that depends on the length."""
+
+    index: int
+    kind: type
+    varying: bool
+
+
+Argument = Local | Carried | Outer | Counter | Varying | Number
 
 
 @dataclass
@@ -81,9 +100,15 @@ class Loop:
         """The positions of earlier blocks that some node reads."""
         return {a for arguments in self.arguments for a in arguments if isinstance(a, Carried)}
 
-    def tokens(self) -> tuple[Hashable, ...]:
+    def tokens(self, numbers: bool = False) -> tuple[Hashable, ...]:
         """The token of each node of a block: loops of one body have the same."""
-        return tuple(token(n) for n in self.blocks[0])
+        return tuple(token(n, numbers) for n in self.blocks[0])
+
+    def leaves_at(self, position: int, index: int) -> list[Any]:
+        """One argument of the operator at a position, in each block and in the last, partial one."""
+        nodes = [block[position] for block in self.blocks]
+        nodes += [self.tail[position]] if position in self.tail else []
+        return [leaves_of(node)[index] for node in nodes]
 
 
 def leaves_of(node: fx.Node) -> list[Any]:
@@ -99,8 +124,9 @@ def _leaves(arg: Any) -> list[Any]:
     return [arg]
 
 
-def token(node: fx.Node) -> Hashable:
-    """What two nodes must share to stand at the same position of two blocks."""
+def token(node: fx.Node, numbers: bool = False) -> Hashable:
+    """What two nodes must share to stand at the same position of two blocks; with `numbers`, not the numbers in which
+    they differ."""
 
     def part(arg: Any) -> Hashable:
         if isinstance(arg, fx.Node):
@@ -111,6 +137,8 @@ def token(node: fx.Node) -> Hashable:
             return "int"
         if isinstance(arg, (list, tuple)):
             return tuple(part(a) for a in arg)
+        if numbers and type(arg) in (float, complex):
+            return type(arg).__name__
         return repr(arg)
 
     kwargs = tuple((k, part(v)) for k, v in sorted(node.kwargs.items()))
@@ -125,12 +153,17 @@ def token(node: fx.Node) -> Hashable:
 
 
 class LoopFinder:
-    """Searches one graph for loops; `candidates` gives periods with their runs, `fit` checks the arguments."""
+    """Searches one graph for loops; `candidates` gives periods with their runs, `fit` checks the arguments.
 
-    def __init__(self, graph: fx.Graph) -> None:
+    Args:
+        numbers: whether numbers may differ from block to block.
+    """
+
+    def __init__(self, graph: fx.Graph, numbers: bool = False) -> None:
+        self.numbers = numbers
         self.nodes = [n for n in graph.nodes if n.op in ("call_function", "call_module")]
         names: dict[Hashable, int] = {}
-        self.tokens = [names.setdefault(token(n), len(names)) for n in self.nodes]
+        self.tokens = [names.setdefault(token(n, numbers), len(names)) for n in self.nodes]
         self.names = {i: t for t, i in names.items()}
         self.leaves = {n: leaves_of(n) for n in self.nodes}
 
@@ -181,8 +214,11 @@ class LoopFinder:
         for position in range(len(blocks[0])):
             columns = zip(*(self.leaves[block[position]] for block in blocks), strict=True)
             row: list[Argument | None] = []
-            for column in columns:
+            for index, column in enumerate(columns):
                 argument = self._argument(column, where)
+                if self.numbers and (argument is None or argument is _NO_PATTERN) and _varies(column):
+                    fits = takes_tensor(blocks[0][position], index)
+                    argument = Varying(tuple(column)) if fits else _NO_PATTERN
                 if argument is _NO_PATTERN:
                     return None
                 row.append(argument)
@@ -244,6 +280,8 @@ class LoopFinder:
                 expected = argument.node
             elif isinstance(argument, Counter):
                 expected = argument.start + argument.step * k
+            elif isinstance(argument, Varying):
+                expected = leaf if type(leaf) is type(model) else None
             else:
                 expected = model
             same = leaf is expected if isinstance(expected, fx.Node) or expected is None else leaf == expected
@@ -269,6 +307,12 @@ class LoopFinder:
 
 
 _NO_PATTERN = object()
+
+
+def _varies(column: tuple[Any, ...]) -> bool:
+    """Whether an argument is always a number of one type, and not always the same."""
+    kind = type(column[0])
+    return kind in (int, float, complex) and all(type(x) is kind for x in column) and len(set(column)) > 1
 
 
 def tree_map_leaves(node: fx.Node, leaves: list[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

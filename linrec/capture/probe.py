@@ -18,7 +18,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from linrec.capture.numbers import Call, number
 from linrec.capture.snapshot import containers, restore_attributes, snapshot_attributes
+from linrec.ir import members
 from linrec.ir.results import opened
 
 Dims = dict[int, dict[int, int]]
@@ -35,14 +37,19 @@ def undone(module: nn.Module, tensors: Sequence[Any] = (), parameters: str = "wa
             in advance (the call then sees no mode), "leave" where the block replaces them anyway.
     """
     saved = snapshot_attributes(module)
-    kept = [(b, b._version, b.detach().clone()) for b in module.buffers()]
+    kept = [(b, b._version, b.detach().clone()) for b in members.buffers(module)]
     kept += [(t, t._version, t.detach().clone()) for t in tensors if isinstance(t, Tensor)]
     kept += [(p, p._version, p.detach().clone()) for p in _attributes_of(module, Tensor)]
-    apart = [t for t in [*module.buffers(), *_attributes_of(module, Tensor)] if not t.requires_grad]
-    own = [(p, p.data, p.requires_grad) for p in module.parameters() if _is_plain(p)]
-    writes = _Writes([p for p, *_ in own]) if parameters == "watch" else contextlib.nullcontext(_Writes([]))
+    apart = [t for t in [*members.buffers(module), *_attributes_of(module, Tensor)] if not t.requires_grad]
+    every = [*members.parameters(module), *members.buffers(module), *_attributes_of(module, Tensor)]
+    own = [(p, p.data, p.requires_grad) for p in every if _is_plain(p)]
+    writes = (
+        _Writes([p for p, *_ in own if isinstance(p, nn.Parameter)])
+        if parameters == "watch"
+        else contextlib.nullcontext(_Writes([]))
+    )
     if parameters == "copy":
-        kept += [(p, p._version, p.detach().clone()) for p, *_ in own]
+        kept += [(p, p._version, p.detach().clone()) for p in members.parameters(module) if _is_plain(p)]
     generators = [(g, g.get_state()) for g in _attributes_of(module, torch.Generator)]
     kept_hooks = _suspend_hooks(module)
     written: Any = _Writes([])
@@ -65,9 +72,9 @@ def undone(module: nn.Module, tensors: Sequence[Any] = (), parameters: str = "wa
             generator.set_state(state)
         restore_attributes(saved)
         for parameter, data, requires_grad in own:
-            if parameter.requires_grad != requires_grad:
+            if parameter.requires_grad != requires_grad and parameter.is_leaf:
                 parameter.requires_grad_(requires_grad)
-            if parameter.data_ptr() != data.data_ptr():
+            if replaced(parameter, data):
                 parameter.data = data
         for tensor in apart:
             if tensor.requires_grad:  # what was written into it carries gradient
@@ -87,13 +94,18 @@ def unpacked() -> contextlib.AbstractContextManager[None]:
     return torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x)
 
 
+def replaced(tensor: Tensor, data: Tensor) -> bool:
+    """Whether a tensor has other memory than it had, as after an assignment to its `data`."""
+    return tensor.data_ptr() != data.data_ptr() or tensor.shape != data.shape or tensor.dtype != data.dtype
+
+
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 def _suspend_hooks(module: nn.Module) -> list[tuple[nn.Module, str, Any]]:
     """Take off the user's hooks, which must not be called for a probe; torch's own (sharding, old weight norm) stay."""
     kept = []
-    for sub in module.modules():
+    for sub in members.modules(module):
         for name in _HOOKS:
             hooks = getattr(sub, name)
             if hooks and not all(str(getattr(h, "__module__", "")).startswith("torch.") for h in hooks.values()):
@@ -116,7 +128,7 @@ def _numpy_draws() -> Any:
 def _attributes_of(module: nn.Module, kind: type) -> list[Any]:
     """The attributes of a type, those inside lists and dicts included (but not parameters and buffers)."""
     found: dict[int, Any] = {}
-    for sub in module.modules():
+    for sub in members.modules(module):
         for name, value in sub.__dict__.items():
             if name not in ("_parameters", "_buffers", "_modules"):
                 held = [value, *(v for c in containers(value) for v in (c.values() if isinstance(c, dict) else c))]
@@ -158,7 +170,7 @@ def attribute_reads(module: nn.Module) -> Iterator[set[str]]:
         return type(cls.__name__, (cls,), {"__getattribute__": reading, "__module__": cls.__module__})
 
     try:
-        for sub in module.modules():
+        for sub in members.modules(module):
             cls = type(sub)
             if cls not in watched:
                 watched[cls] = watch(cls)
@@ -194,6 +206,9 @@ class Record:
         result: the pytree structure and, per leaf of the result, where it came from.
         calls: how often each torch function was called (with its floating-point arguments, and in which gradient mode).
             Unlike `events` this does not depend on strides.
+        log: the calls in order, each with all numbers among its arguments, where that was asked for.
+        replaced: the names of parameters, buffers and attributes whose `data` was assigned.
+        set: the properties of tensors that were assigned: "data", "grad", "requires_grad".
         drew: whether Python's or numpy's random generator was used.
         output: what the run returned.
     """
@@ -202,6 +217,9 @@ class Record:
     own: dict[nn.Module, int] = field(default_factory=dict)
     result: Hashable = None
     calls: Counter[Hashable] = field(default_factory=Counter)
+    log: list[Call] = field(default_factory=list)
+    replaced: list[str] = field(default_factory=list)
+    set: set[str] = field(default_factory=set)
     drew: bool = False
     output: Any = None
 
@@ -264,21 +282,26 @@ _REQUIRES_GRAD: Any = Tensor.requires_grad.__get__  # type: ignore[attr-defined]
 class _Calls(TorchFunctionMode):
     """Counts the calls, and notes in which gradient mode they are made, which operators themselves do not show."""
 
-    def __init__(self, record: Record, grad: bool) -> None:
+    def __init__(self, record: Record, grad: bool, log: bool = False) -> None:
         super().__init__()
-        self.record, self.grad = record, grad
+        self.record, self.grad, self.log = record, grad, log
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if self.grad and not torch.is_grad_enabled():
             self.record.events.append(("no_grad", (), (str(getattr(func, "__name__", func)),)))
         leaves = pytree.tree_leaves((args, kwargs))
+        if getattr(func, "__name__", "") == "__set__":
+            self.record.set.add(getattr(func.__self__, "__name__", ""))
         name = READS_REQUIRES_GRAD if func == _REQUIRES_GRAD else getattr(func, "__qualname__", None) or str(func)
+        if self.log:
+            given = tuple(n for n in map(number, leaves) if n is not None)
+            self.record.log.append((name, given, torch.is_grad_enabled()))
         self.record.calls[(name, tuple(x for x in leaves if type(x) is float), torch.is_grad_enabled())] += 1
         return func(*args, **(kwargs or {}))
 
 
-def count_calls(module: nn.Module, forward: Any, spec: Any, leaves: Sequence[Any]) -> Record:
-    """Run `forward` and only count its calls: cheaper than `record`, for long inputs.
+def count_calls(module: nn.Module, forward: Any, spec: Any, leaves: Sequence[Any], log: bool = False) -> Record:
+    """Run `forward` and only count its calls: cheaper than `record`, for long inputs. With `log` also list them.
 
     It runs in the caller's gradient mode, on which it may base decisions, but what it saves for backward is dropped.
     """
@@ -289,7 +312,7 @@ def count_calls(module: nn.Module, forward: Any, spec: Any, leaves: Sequence[Any
             with (
                 undone(module, leaves),
                 torch.autograd.graph.saved_tensors_hooks(pack, _unpacked),
-                _Calls(found, False),
+                _Calls(found, False, log),
             ):
                 found.output = forward(*args, **kwargs)
             break
@@ -329,13 +352,14 @@ def record(module: nn.Module, forward: Any, spec: Any, leaves: Sequence[Any], pe
     for i, leaf in enumerate(leaves):
         if isinstance(leaf, Tensor):
             labels[_place(leaf)] = ("input", i)
-    for name, p in [*module.named_parameters(), *module.named_buffers()]:
+    for name, p in members.named_state(module):
         labels[_place(p)] = ("state", name, str(p.dtype), tuple(p.shape))
-    for path, sub in module.named_modules():
+    for path, sub in members.named_modules(module):
         for name, value in sub.__dict__.items():
             if isinstance(value, Tensor):
                 labels[_place(value)] = ("attribute", path, name)
     recorder = _Recorder(found, labels)
+    held = [(name, t, t.data) for name, t in _named_tensors(module) if _is_plain(t)]
     args, kwargs = pytree.tree_unflatten(list(leaves), spec)
     handles = _count_per_module(recorder, module, found) if per_module else []
     try:
@@ -343,6 +367,7 @@ def record(module: nn.Module, forward: Any, spec: Any, leaves: Sequence[Any], pe
             before = random.getstate(), _numpy_draws()
             out = forward(*args, **kwargs)
             found.drew = (random.getstate(), _numpy_draws()) != before
+            found.replaced = [name for name, t, data in held if replaced(t, data)]
     finally:
         for handle in handles:
             handle.remove()
@@ -358,18 +383,29 @@ def record(module: nn.Module, forward: Any, spec: Any, leaves: Sequence[Any], pe
     return found
 
 
+def _named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The parameters, buffers and plain attributes of a module by name."""
+    yield from members.named_state(module)
+    for path, sub in members.named_modules(module):
+        for name, value in sub.__dict__.items():
+            if isinstance(value, Tensor):
+                yield f"{path}.{name}" if path else name, value
+
+
 def _count_per_module(recorder: _Recorder, root: nn.Module, found: Record) -> list[Any]:
     recorder.stack.append([root, 0])
     thread = threading.get_ident()
+    known = frozenset(map(id, members.modules(root)))
 
     def enter(module: nn.Module, args: Any) -> None:
-        if threading.get_ident() != thread:
+        # One that forward makes itself belongs to the module that calls it.
+        if threading.get_ident() != thread or id(module) not in known:
             return
         recorder.stack[-1][1] += 1
         recorder.stack.append([module, 0])
 
     def leave(module: nn.Module, args: Any, out: Any) -> None:
-        if threading.get_ident() != thread:
+        if threading.get_ident() != thread or id(module) not in known:
             return
         while recorder.stack[-1][0] is not module and len(recorder.stack) > 1:
             recorder.stack.pop()

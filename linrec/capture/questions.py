@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 
 from linrec.capture.discover import SHORT
 from linrec.capture.probe import Dims, resize, undone
+from linrec.ir import members
 
 _LENGTHS = (11, 4)
 """Numbers of steps at which forward is watched, the first that it takes: rarely the size of something else."""
@@ -33,7 +34,8 @@ class Questions:
 
     Attributes:
         length: whether it compared or divided the number of steps, took its remainder, or the like.
-        value: the method by which it read the numbers of a tensor that is neither a parameter nor a buffer, or "".
+        value: the method by which it read the numbers of a tensor that is neither a parameter nor a buffer, or "". A
+            trace knows `item`, but where all that goes into the tensor was there before, it takes the number for fixed.
     """
 
     length: bool = False
@@ -100,19 +102,28 @@ for _name in ("rshift", "rrshift", "lshift", "rlshift", "str", "repr", "format")
 
 
 class _Watch(TorchFunctionMode):
-    def __init__(self, length: int, own: set[int], found: Questions) -> None:
+    def __init__(self, length: int, own: set[int], inputs: Sequence[Any], found: Questions) -> None:
         super().__init__()
         self.length, self.own, self.found = length, own, found
+        self.traced = own | {id(x) for x in inputs}
+        self.alive: list[Any] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
+        given = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        if any(id(x) in self.traced for x in given):
+            made = [x for x in pytree.tree_leaves(out) if isinstance(x, Tensor)]
+            self.alive.append(made)  # an id is one's own only as long as one lives
+            self.traced |= {id(x) for x in made}
         name = getattr(func, "__name__", "")
         if func == _SHAPE or name == "size":
             return self._lengths(out)
         if name == "__len__" and out == self.length:
             self.found.length = True  # what becomes of the number cannot be seen
-        elif name in _READS and isinstance(args[0], Tensor) and id(args[0]) not in self.own:
-            self.found.value = name
+        elif name in _READS and isinstance(args[0], Tensor):
+            known = self.traced if name == "item" else self.own
+            if id(args[0]) not in known:
+                self.found.value = name
         return out
 
     def _lengths(self, size: Any) -> Any:
@@ -123,14 +134,14 @@ class _Watch(TorchFunctionMode):
 
 def questions(module: nn.Module, forward: Any, spec: Any, leaves: Sequence[Any], dims: Dims) -> Questions:
     """Watch one short run of forward."""
-    own = {id(t) for t in (*module.parameters(), *module.buffers())}
+    own = {id(t) for t in (*members.parameters(module), *members.buffers(module))}
     for length in _LENGTHS:
         found = Questions()
         sized = resize(leaves, dims, length)
         args, kwargs = pytree.tree_unflatten(sized, spec)
         _local.asked = False
         try:
-            with undone(module, sized), _Watch(length, own, found):
+            with undone(module, sized), _Watch(length, own, sized, found):
                 forward(*args, **kwargs)
         except Exception:  # a length that the model does not take, or a number that it cannot use
             continue

@@ -9,45 +9,50 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from linrec.capture.loops import Carried, Counter, Local, Loop, LoopFinder, Outer, leaves_of, tree_map_leaves
+from linrec.capture.loops import (
+    Carried,
+    Counter,
+    Local,
+    Loop,
+    LoopFinder,
+    Number,
+    Outer,
+    Varying,
+    leaves_of,
+    tree_map_leaves,
+)
+from linrec.capture.numbers import Numbers, as_number, computed_in, takes_tensor, with_tensors
 from linrec.ir.location import locate_like
 from linrec.ir.nodes import emit, shape_of, size_expr, value
 from linrec.ir.scan import Scan, is_random
-from linrec.ir.timeaxis import counter, steps, unsteps
+from linrec.ir.timeaxis import counter, numbers, steps, unsteps
 
 aten = torch.ops.aten
 
-_TENSOR_OVERLOAD = {
-    aten.add.Scalar: aten.add.Tensor,
-    aten.sub.Scalar: aten.sub.Tensor,
-    aten.mul.Scalar: aten.mul.Tensor,
-    aten.div.Scalar: aten.div.Tensor,
-    aten.pow.Tensor_Scalar: aten.pow.Tensor_Tensor,
-    aten.eq.Scalar: aten.eq.Tensor,
-    aten.ne.Scalar: aten.ne.Tensor,
-    aten.lt.Scalar: aten.lt.Tensor,
-    aten.le.Scalar: aten.le.Tensor,
-    aten.gt.Scalar: aten.gt.Tensor,
-    aten.ge.Scalar: aten.ge.Tensor,
-}
 
+def reroll(shorter: fx.GraphModule, longer: fx.GraphModule, growth: int, found: Numbers | None = None) -> int:
+    """Roll every loop that has `growth` more steps in `longer` than in `shorter`, in both graphs; return how many.
 
-def reroll(shorter: fx.GraphModule, longer: fx.GraphModule, growth: int) -> int:
-    """Roll every loop that has `growth` more steps in `longer` than in `shorter`, in both graphs; return how many."""
+    Args:
+        found: finds the numbers in which the steps differ in runs of the original; without it they may not differ.
+    """
     rejected: set[tuple[Any, ...]] = set()
     count = 0
     merge_reads(shorter.graph)
     merge_reads(longer.graph)
     while True:
-        pair = _best_pair(LoopFinder(shorter.graph), LoopFinder(longer.graph), growth, rejected)
+        first, second = (LoopFinder(g.graph, found is not None) for g in (shorter, longer))
+        pair = _best_pair(first, second, growth, rejected)
         if pair is None:
             return count
         if [_lift_invariants(loop) for loop in pair] != [0, 0]:
             continue
         name = f"loop_{count}"
-        plans = [_Roll(loop) for loop in pair]
-        if not all(plan.possible() for plan in plans):
-            rejected.add(_identity(pair[0]))
+        identity = _identity(pair[0])
+        known = found is None or _identify_numbers(*pair, found)
+        plans = [_Roll(loop, found, which) for which, loop in enumerate(pair)]
+        if not known or not all(plan.possible() for plan in plans):
+            rejected.add(identity)
             continue
         for graph_module, plan in zip((shorter, longer), plans, strict=True):
             plan.apply(graph_module, name)
@@ -81,6 +86,31 @@ def _lift_invariants(loop: Loop) -> int:
     return len(invariant)
 
 
+def _identify_numbers(shorter: Loop, longer: Loop, found: Numbers) -> bool:
+    """Say of every number that depends on the step or on the length which series it is; whether all are known."""
+    for position, (row, other) in enumerate(zip(shorter.arguments, longer.arguments, strict=True)):
+        for index, (a, b) in enumerate(zip(row, other, strict=True)):
+            varying = isinstance(a, Varying) or isinstance(b, Varying)
+            if not varying and (a is not None or b is not None):
+                continue
+            values = [loop.leaves_at(position, index) for loop in (shorter, longer)]
+            if not varying and (not _is_number(values[0][0]) or values[0][0] == values[1][0]):
+                continue
+            if not takes_tensor(shorter.blocks[0][position], index):
+                continue  # told when the graphs are compared
+            model = shorter.blocks[0][position]
+            rounded = value(model).dtype if model.target is aten.full.default else None
+            series = found.find(values[0], values[1], rounded)
+            if series is None:
+                return False
+            row[index] = other[index] = Number(series, type(values[0][0]), varying)
+    return True
+
+
+def _is_number(x: Any) -> bool:
+    return type(x) in (int, float, complex)
+
+
 def _identity(loop: Loop) -> tuple[Any, ...]:
     return (loop.period, loop.blocks[0][0].name)
 
@@ -106,7 +136,11 @@ def _best_pair(
             if len(loops) != len(more):
                 continue
             for a, b in zip(loops, more, strict=True):
-                if b.length - a.length != growth or a.tokens() != b.tokens() or _identity(a) in rejected:
+                if (
+                    b.length - a.length != growth
+                    or a.tokens(shorter.numbers) != b.tokens(longer.numbers)
+                    or _identity(a) in rejected
+                ):
                     continue
                 if all(_Roll(a).reads_outer(q) for q in range(a.period)):
                     continue
@@ -119,11 +153,12 @@ def _best_pair(
 class _Roll:
     """Rewrites one loop of one graph into a scan node."""
 
-    def __init__(self, loop: Loop) -> None:
+    def __init__(self, loop: Loop, found: Numbers | None = None, which: int = 0) -> None:
         self.loop = loop
+        self.found, self.which = found, which
         self.slots: dict[tuple[int, tuple[fx.Node, ...]], int] = {}
         self.xs: dict[tuple[Any, ...], int] = {}
-        self.consts: dict[fx.Node, int] = {}
+        self.consts: dict[Any, int] = {}
         self.failed = False
         self._collect()
 
@@ -141,9 +176,18 @@ class _Roll:
                 elif isinstance(argument, Outer):
                     self.consts.setdefault(argument.node, len(self.consts))
                 elif isinstance(argument, Counter):
-                    if not _takes_tensor(self.loop.blocks[0][position], index):
+                    if not takes_tensor(self.loop.blocks[0][position], index):
                         self.failed = True
                     self.xs.setdefault(("counter", argument.start, argument.step), len(self.xs))
+                elif isinstance(argument, Varying):
+                    self.failed = True
+                elif isinstance(argument, Number):
+                    wanted = self.xs if argument.varying else self.consts
+                    key = self._number(position, argument)
+                    wanted.setdefault(key, len(wanted))
+
+    def _number(self, position: int, argument: Number) -> tuple[Any, ...]:
+        return ("number", argument.index, computed_in(self.loop.blocks[-1][position], argument.kind))
 
     def _as_read(self, position: int) -> tuple[Any, ...] | None:
         """The x that this position reads, where it indexes an outer tensor by the time counter."""
@@ -179,9 +223,10 @@ class _Roll:
             _as_initial(graph, anchor, initial[0], loop.blocks[-1][position]) for position, initial in self.slots
         ]
         xs = [self._x(graph, anchor, key, length) for key in self.xs]
+        consts = tuple(k if isinstance(k, fx.Node) else self._number_of(graph, anchor, k) for k in self.consts)
         graph_module.add_module(name, Scan(step, len(self.slots), len(self.xs)))
         with graph.inserting_before(anchor):
-            node = graph.call_module(name, (length, tuple(carries), tuple(xs), tuple(self.consts)))
+            node = graph.call_module(name, (length, tuple(carries), tuple(xs), consts))
         results: list[fx.Node] = []
         example = (
             anchor
@@ -220,7 +265,12 @@ class _Roll:
         ]
         reads = {self._as_read(position): node for position, node in enumerate(model)}
         xs = [placeholder(f"x_{i}", self._x_value(key), reads.get(key)) for i, key in enumerate(self.xs)]
-        consts = [placeholder(f"const_{i}", value(n), n) for i, n in enumerate(self.consts)]
+        consts = [
+            placeholder(f"const_{i}", value(n), n)
+            if isinstance(n, fx.Node)
+            else placeholder(f"const_{i}", self._x_value(n), None)
+            for i, n in enumerate(self.consts)
+        ]
         env: list[fx.Node] = []
         for position, node in enumerate(model):
             read = self._as_read(position)
@@ -228,7 +278,7 @@ class _Roll:
                 env.append(xs[self.xs[read]])
                 continue
             leaves: list[Any] = []
-            numbers = False
+            as_tensors = False
             for leaf, argument in zip(leaves_of(node), loop.arguments[position], strict=True):
                 if isinstance(argument, Local):
                     leaves.append(env[argument.position])
@@ -238,16 +288,17 @@ class _Roll:
                     leaves.append(consts[self.consts[argument.node]])
                 elif isinstance(argument, Counter):
                     leaves.append(xs[self.xs[("counter", argument.start, argument.step)]])
-                    numbers = True
+                    as_tensors = True
+                elif isinstance(argument, Number):
+                    key = self._number(position, argument)
+                    leaves.append(xs[self.xs[key]] if argument.varying else consts[self.consts[key]])
+                    as_tensors = True
                 else:
                     leaves.append(leaf)
             args, kwargs = tree_map_leaves(node, leaves)
-            target = _TENSOR_OVERLOAD.get(node.target, node.target) if numbers else node.target
-            if target is aten.rsub.Scalar and numbers:
-                target, args = aten.sub.Tensor, (args[1], args[0])
-            new = graph.create_node(node.op, target, args, kwargs, name=node.name)
+            new = graph.create_node(node.op, node.target, args, kwargs, name=node.name)
             new.meta = dict(node.meta)
-            env.append(new)
+            env.append(with_tensors(new) if as_tensors else new)
         outputs: list[tuple[str, int]] = []
         values: list[fx.Node] = []
         for position, initial in self.slots:
@@ -287,10 +338,11 @@ class _Roll:
         return sorted(seen)
 
     def _x_value(self, key: tuple[Any, ...]) -> Any:
-        if key[0] == "counter":
+        if key[0] in ("counter", "number"):
             example: Any = next(v for n in self.loop.blocks[0] if isinstance(v := value(n), Tensor))
             with example.fake_mode:
-                return torch.empty((), dtype=torch.int64, device=example.device)
+                dtype = torch.int64 if key[0] == "counter" else key[2]
+                return torch.empty((), dtype=dtype, device=example.device)
         kind, base, dim, start, _, width = key
         with value(base).fake_mode:
             return value(base).select(dim, start) if kind == "select" else value(base).narrow(dim, start, width)
@@ -299,10 +351,20 @@ class _Roll:
         example = next(n for n in self.loop.blocks[0] if isinstance(value(n), Tensor))
         if key[0] == "counter":
             return emit(graph, anchor, counter, (length, key[1], key[2], value(example).device), example)
+        if key[0] == "number":
+            assert self.found is not None
+            held = self.found.input(graph, key[1], self.which)
+            return emit(graph, anchor, numbers, (held, key[2], value(example).device), example)
         kind, base, dim, start, step, width = key
         args = (base, dim, start, step, length) if kind == "select" else (base, dim, start, step, length, width)
         read = next(n for position, n in enumerate(self.loop.blocks[0]) if self._as_read(position) == key)
         return emit(graph, anchor, steps, args, read)
+
+    def _number_of(self, graph: fx.Graph, anchor: fx.Node, key: tuple[Any, ...]) -> fx.Node:
+        """What computes a number that is the same in every step."""
+        assert self.found is not None
+        device = next(value(n).device for n in self.loop.blocks[0] if isinstance(value(n), Tensor))
+        return as_number(graph, anchor, self.found.input(graph, key[1], self.which), key[2], device)
 
     def _rewire(self, graph: fx.Graph, outputs: list[tuple[str, int]], results: list[fx.Node]) -> None:
         inside = self._inside()
@@ -321,16 +383,6 @@ class _Roll:
         for column in reversed(columns):
             for node in sorted(column.values(), reverse=True):
                 graph.erase_node(node)
-
-
-def _takes_tensor(node: fx.Node, index: int) -> bool:
-    """Whether the integer at this leaf is a number of the computation that a tensor can stand in for."""
-    if node.target in _TENSOR_OVERLOAD or node.target is aten.rsub.Scalar:
-        return index <= 1
-    schema = getattr(node.target, "_schema", None)
-    if schema is None or index >= len(node.args) or any(isinstance(a, (list, tuple)) for a in node.args):
-        return False
-    return str(schema.arguments[index].type) == "Tensor"
 
 
 def _can_become(initial: fx.Node, like: fx.Node) -> bool:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from linrec.capture.surroundings import GONE, is_object, points
+from linrec.ir import members
 from linrec.ir.obstruction import refuse
 
 PLAIN = (int, float, complex, bool, str, bytes, type(None), torch.dtype, torch.device)
@@ -44,15 +45,15 @@ class Snapshot:
 def snapshot_attributes(module: nn.Module) -> Snapshot:
     """A copy of every submodule's attributes, of its parameter, buffer and module tables, and of the containers that
     its attributes hold or its code reads elsewhere."""
-    modules = list(module.modules())
-    own = frozenset(map(id, modules))
+    every = members.modules(module)
+    own = frozenset(map(id, every))
     saved = []
-    for sub in modules:
+    for sub in every:
         state = dict(sub.__dict__)
         tables = {table: dict(sub.__dict__[table]) for table in _TABLES}
         held = [(n, c) for n, v in state.items() if n not in _TABLES for c in containers(v, own)]
         saved.append((sub, state, tables, [(n, c, copy.copy(c)) for n, c in held]))
-    found = points(modules)
+    found = points(every)
     outside = [(name, c, copy.copy(c)) for name, read, _ in found for c in containers(read(), own)]
     bindings = [(name, read(), read, write) for name, read, write in found if write is not None]
     return Snapshot(saved, bindings, outside)
@@ -122,36 +123,103 @@ def _refill(container: Any, content: Any) -> None:
         (container.update if isinstance(container, (dict, set)) else container.extend)(content)
 
 
-def touched(held: Held) -> tuple[str, str] | None:
-    """The name and the kind of a container that has changed, if one has."""
+def touched(held: Held, known: Memos | None = None) -> tuple[str, str] | None:
+    """The name and the kind of a container that has changed, if one has, other than a memo that has grown."""
     for name, container, content in held:
         if not same_items(container, content):
+            if known is not None and id(container) in known.containers and _only_added(content, container):
+                continue
             return name, type(container).__name__
     return None
 
 
-def assigned(saved: Snapshot, module: nn.Module) -> list[tuple[str, str, Any]]:
-    """The attributes that forward has assigned since the snapshot: path of the module, name, value.
+@dataclass(frozen=True)
+class Memos:
+    """What forward writes when it first runs, and not when it runs again on other inputs: what it has found out, or has
+    said once. A plan may do without.
+
+    Attributes:
+        containers: the ids of dicts and sets that it adds to.
+        bindings: the names that it sets.
+    """
+
+    containers: frozenset[int] = frozenset()
+    bindings: frozenset[str] = frozenset()
+
+
+def memos(before: Snapshot, first: Snapshot) -> Memos:
+    """What forward has changed between two snapshots, and not since the second."""
+    earlier = {id(c): content for _, c, content in _held(before)}
+    added = {
+        id(c)
+        for _, c, content in _held(first)
+        if same_items(c, content) and id(c) in earlier and _only_added(earlier[id(c)], content, nothing_of_data)
+    }
+    names = set()
+    for (name, old, _, _), (_, now, read, _) in zip(before.bindings, first.bindings, strict=True):
+        if now is not old and type(now) in (bool, str, type(None)) and read() is now:
+            names.add(name)
+    return Memos(frozenset(added), frozenset(names))
+
+
+def _held(snapshot: Snapshot) -> Held:
+    return [*snapshot.outside, *(each for _, _, _, held in snapshot.modules for each in held)]
+
+
+def _only_added(before: Any, after: Any, fits: Callable[[Any], bool] = lambda x: True) -> bool:
+    """Whether a dict or a set has only grown, by what `fits`."""
+    if isinstance(before, dict):
+        kept = all(k in after and after[k] is v for k, v in before.items())
+        return kept and all(k in before or (fits(k) and fits(v)) for k, v in after.items())
+    return isinstance(before, set) and before <= after and all(map(fits, after - before))
+
+
+def nothing_of_data(value: Any) -> bool:
+    """Whether a value holds no number and no tensor, which might come of the inputs that it was made with."""
+    inside = [x for c in containers(value) for x in (c.values() if isinstance(c, dict) else c)]
+    return all(map(_is_no_data, (value, *inside)))
+
+
+_NO_DATA = (str, bool, bytes, type(None), type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType)
+
+
+def _is_no_data(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return all(map(_is_no_data, value))
+    return isinstance(value, (*_NO_DATA, *_CONTAINERS)) or is_object(value)
+
+
+def assigned(saved: Snapshot, module: nn.Module, known: Memos) -> list[tuple[str, str, Any]]:
+    """The attributes that forward has assigned since the snapshot, its memos left out: path of the module, name, value.
 
     Raises:
         Refused: LR013 where it has changed something that cannot be replayed.
     """
     for name, old, read, _ in saved.bindings:
         now = read()
-        if now is not old and not (type(now) in PLAIN and type(now) is type(old) and now == old):
+        if (
+            name not in known.bindings
+            and now is not old
+            and not (type(now) in PLAIN and type(now) is type(old) and now == old)
+        ):
             raise refuse("LR013", f"forward changes '{name}', which its code also reads.")
-    other = touched(saved.outside)
+    other = touched(saved.outside, known)
     if other:
         raise refuse("LR013", f"forward changes '{other[0]}', or what it holds, which its code also reads.")
-    paths = {id(sub): name for name, sub in module.named_modules()}
+    paths = {id(sub): name for name, sub in members.named_modules(module)}
     found = []
     for sub, state, tables, held in saved.modules:
-        other = touched(held)
+        other = touched(held, known)
         if other:
             raise refuse("LR013", f"forward changes the {other[1]} self.{other[0]} in place.")
         for table, kind in zip(_TABLES, ("parameter", "buffer", "submodule"), strict=True):
             live, old_items = sub.__dict__.get(table), tables[table]
             if live is not state[table] or not same_items(state[table], old_items):
+                if kind == "buffer" and live is state[table] and live.keys() == old_items.keys():
+                    new = [(n, b) for n, b in live.items() if b is not old_items[n]]
+                    if all(isinstance(b, Tensor) or b is None for _, b in new):
+                        found += [(paths[id(sub)], name, value) for name, value in new]
+                        continue
                 changed = [n for n in {**old_items, **(live or {})} if (live or {}).get(n) is not old_items.get(n)]
                 where = ".".join(filter(None, (paths[id(sub)], *changed[:1])))
                 raise refuse("LR013", f"forward assigns the {kind} {where!r}.")

@@ -32,7 +32,8 @@ from linrec.capture.autocast import has_regions, mark_casts, protect_casts, writ
 from linrec.capture.autograd_function import opaque_autograd_functions
 from linrec.capture.functionalize import functionalize
 from linrec.capture.grad_modes import inline_grad_modes
-from linrec.capture.snapshot import PLAIN, assigned, containers, restore_attributes, snapshot_attributes, touched
+from linrec.capture.snapshot import PLAIN, Memos, assigned, containers, restore_attributes, snapshot_attributes, touched
+from linrec.ir import members
 from linrec.ir.location import USER_FRAME, is_library, note
 from linrec.ir.obstruction import Refused, refuse
 from linrec.ir.results import opened
@@ -42,7 +43,8 @@ from linrec.ops.precision import is_autocast, no_autocast
 @dataclass(frozen=True)
 class Source:
     """Where a placeholder's value comes from: ``kind`` is "parameter", "buffer" or "attribute" (then `name` is its
-    qualified name in the module), "input" (then `index` counts the tensor leaves of the call) or "constant"."""
+    qualified name in the module), "input" (then `index` counts the tensor leaves of the call), "constant" or "number"
+    (then `index` counts the series of numbers that Python computes)."""
 
     kind: str
     name: str = ""
@@ -64,6 +66,7 @@ class Trace:
         attributes: for each assigned attribute: (module path, attribute name, pytree spec, leaves).
         length: the length traced.
         mixed: whether autocast had a part in it, from outside or by a region inside forward.
+        literals: the names of the constants that forward makes anew whenever it runs, of numbers in its code.
     """
 
     graph_module: fx.GraphModule
@@ -74,6 +77,7 @@ class Trace:
     attributes: list[tuple[str, str, Any, list[Any]]] = field(default_factory=list)
     length: int = 0
     mixed: bool = False
+    literals: frozenset[str] = frozenset()
 
 
 class _Slot:
@@ -95,6 +99,9 @@ class _Slot:
 Slot = _Slot
 
 
+_DATA: Any = Tensor.data.__get__  # type: ignore[attr-defined]
+
+
 class _UserFrames(TorchFunctionMode):
     """Notes for every operator of a trace the innermost line of user code that called it; torch keeps only the frames
     of forward methods."""
@@ -104,6 +111,8 @@ class _UserFrames(TorchFunctionMode):
         self.loose = loose
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func == _DATA:  # of which torch.export knows nothing
+            func = Tensor.detach
         frame: FrameType | None = sys._getframe(1)
         while frame is not None and is_library(frame.f_code.co_filename):
             frame = frame.f_back
@@ -128,9 +137,10 @@ class _Results:
 class _Flat(nn.Module):
     """Calls a module with its tensor leaves as one list; returns its tensor leaves, assigned attributes included."""
 
-    def __init__(self, module: nn.Module, spec: Any, leaves: Sequence[Any], forward: Any) -> None:
+    def __init__(self, module: nn.Module, spec: Any, leaves: Sequence[Any], forward: Any, known: Memos) -> None:
         super().__init__()
         self.inner = module
+        self.memos = known
         self._call = (spec, list(leaves), forward)
         self.results = _Results()
 
@@ -139,7 +149,8 @@ class _Flat(nn.Module):
         rest = iter(tensors)
         args, kwargs = pytree.tree_unflatten([next(rest) if isinstance(x, Tensor) else x for x in leaves], spec)
         saved = snapshot_attributes(self.inner)
-        given = [("", c, copy.copy(c)) for c in containers((args, kwargs), frozenset(map(id, self.inner.modules())))]
+        own = frozenset(map(id, members.modules(self.inner)))
+        given = [("", c, copy.copy(c)) for c in containers((args, kwargs), own)]
         try:
             with preserve_node_meta(), _UserFrames(self.results.loose):
                 out = forward(*args, **kwargs)
@@ -165,7 +176,7 @@ class _Flat(nn.Module):
 
             out_leaves, out_spec = slots(out, "the result")
             attributes = []
-            for path, name, value in assigned(saved, self.inner):
+            for path, name, value in assigned(saved, self.inner, self.memos):
                 marked, attribute_spec = slots(value, f"the attribute {name!r}")
                 attributes.append((path, name, attribute_spec, marked))
             self.results.value = (out_spec, out_leaves, attributes)
@@ -196,7 +207,14 @@ def _mutates(graph: fx.Graph) -> bool:
     return any(schema is not None and schema.is_mutable for schema in schemas)
 
 
-def trace(module: nn.Module, forward: Any, spec: Any, leaves: Sequence[Any], dynamic: Sequence[Any]) -> Trace:
+def trace(
+    module: nn.Module,
+    forward: Any,
+    spec: Any,
+    leaves: Sequence[Any],
+    dynamic: Sequence[Any],
+    known: Memos | None = None,
+) -> Trace:
     """Trace one call of `forward` (the module's own, unwrapped) on the given leaves.
 
     Args:
@@ -205,12 +223,13 @@ def trace(module: nn.Module, forward: Any, spec: Any, leaves: Sequence[Any], dyn
         spec: pytree structure of ``(args, kwargs)``.
         leaves: its leaves; tensors become inputs of the graph, everything else is fixed.
         dynamic: for each tensor leaf, a dict {dim: Dim.AUTO} of the dimensions to keep symbolic, or None.
+        known: what forward may change outside.
 
     Raises:
         Refused: LR002 or LR015 where ``torch.export`` fails, LR014 where forward switches gradient on.
     """
     tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-    flat = _Flat(module, spec, leaves, forward)
+    flat = _Flat(module, spec, leaves, forward, known or Memos())
     # nn.Module.train(...) must not be called here: the flags of the module are part of what is traced.
     flat.training = module.training
     rng = torch.get_rng_state()
@@ -242,14 +261,15 @@ def trace(module: nn.Module, forward: Any, spec: Any, leaves: Sequence[Any], dyn
     found = _as_trace(program, module, out_spec, out_leaves, attributes, flat.results.loose)
     _merge_literals(found, literals)
     found.mixed = mixed
+    found.literals = frozenset(name for name, key in literals.items() if isinstance(key[-1], bytes))
     return found
 
 
-def _literals(program: Any) -> dict[str, Hashable]:
+def _literals(program: Any) -> dict[str, tuple[Hashable, ...]]:
     """What tells constants apart that forward makes anew whenever it runs, as `torch.tensor` and lists of indices do
     (all that reads them copies them first), by name: their values, or where the memory is an array's of the user's,
     who may write into it, that memory."""
-    found: dict[str, Hashable] = {}
+    found: dict[str, tuple[Hashable, ...]] = {}
     copies = {torch.ops.aten.lift_fresh_copy.default, torch.ops.aten.lift_fresh.default}
     specs = {s.arg.name: s for s in program.graph_signature.input_specs if s.kind is InputKind.CONSTANT_TENSOR}
     for node in program.graph.nodes:
@@ -262,7 +282,7 @@ def _literals(program: Any) -> dict[str, Hashable]:
     return found
 
 
-def _merge_literals(trace: Trace, literals: dict[str, Hashable]) -> None:
+def _merge_literals(trace: Trace, literals: dict[str, tuple[Hashable, ...]]) -> None:
     """Let equal literals be one constant: the same line makes its own at every step."""
     placeholders = [n for n in trace.graph_module.graph.nodes if n.op == "placeholder"]
     first: dict[Hashable, fx.Node] = {}

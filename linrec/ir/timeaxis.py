@@ -85,6 +85,11 @@ def counter(length: int, start: int, step: int, device: torch.device) -> Tensor:
     return torch.arange(length, device=device) * step + start
 
 
+def numbers(x: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Numbers that Python computes for the steps, where and as the program computes with them."""
+    return x.to(device=device, dtype=dtype)
+
+
 def affine(length: int, slope: int, offset: int) -> int:
     """``slope * length + offset``: an integer of the graph that depends on the length of the input."""
     return slope * length + offset

@@ -11,33 +11,33 @@ from typing import Any
 import sympy
 import torch
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
 
 from linrec.capture.autograd_function import restore_autograd_functions
-from linrec.capture.changing import changing_numbers
+from linrec.capture.changing import changing_numbers, not_uniform
 from linrec.capture.discover import SHORT, TimeAxis, find_time
 from linrec.capture.generalize import generalize
 from linrec.capture.normalize import normalize
-from linrec.capture.probe import READS_REQUIRES_GRAD, attribute_reads, record, resize, undone
+from linrec.capture.numbers import Numbers, StepNumbers, differ, expose
+from linrec.capture.probe import count_calls, resize
 from linrec.capture.questions import questions
 from linrec.capture.reroll import reroll
-from linrec.capture.trace import Trace, trace
+from linrec.capture.scalars import numbers_as_tensors
+from linrec.capture.snapshot import Memos
+from linrec.capture.trace import Source, Trace, trace
 from linrec.ir.extension import Extension
-from linrec.ir.location import location
 from linrec.ir.nodes import shape_of, value
 from linrec.ir.obstruction import Obstruction, Refused, refuse
 from linrec.ir.recurrence import Recurrence
 from linrec.ir.timeaxis import size
 from linrec.lowering.cost import pays_from
-from linrec.ops.precision import autocast_state, no_autocast
+from linrec.ops.precision import no_autocast
 from linrec.passes import involved, standard
 from linrec.passes.base import Observer
 from linrec.runtime.initial import keep_initial_states
 from linrec.runtime.plan import Plan, TimeDim, gradient_flags, lookup
+from linrec.runtime.shortruns import Varied, find_memos, fingerprint, free_dims, read_by, reads_gradient_flags
 from linrec.runtime.state import frozen_state
 from linrec.runtime.validate import validate
-
-Varied = list[set[int]]
 
 _LENGTHS = ((SHORT, SHORT + 2), (14, 16))
 
@@ -121,23 +121,29 @@ def _compile(
     varied: Varied,
 ) -> Plan:
     tensors = [x for x in leaves if isinstance(x, Tensor)]
-    flags = gradient_flags(module, tensors) if _reads_gradient_flags(module, forward, spec, leaves, axis) else None
+    flags = gradient_flags(module, tensors) if reads_gradient_flags(module, forward, spec, leaves, axis) else None
     asked = questions(module, forward, spec, leaves, axis.dims)
-    key = _fingerprint(module, forward, spec, leaves, axis, varied)
-    known = options.shared.get(key) if key is not None else None
-    if known is not None and known[0].fits(tensors) and not asked.value:
-        plan, state = known
-        same_state = state == frozen_state(module, _read_by(module, forward, spec, leaves, axis))
+    key = fingerprint(module, forward, spec, leaves, axis, varied)
+    shared = options.shared.get(key) if key is not None else None
+    if shared is not None and shared[0].fits(tensors) and not asked.value:
+        plan, state = shared
+        same_state = state == frozen_state(module, read_by(module, forward, spec, leaves, axis))
         return replace(_adopt(plan, axis, name, same_state), flags=flags)
     refusal: Refused | None = None
-    for lengths in _LENGTHS:
+    known = Memos()
+    attempts = [*_LENGTHS]
+    while attempts:
+        lengths = attempts.pop(0)
         try:
-            plan = _at_lengths(module, forward, spec, leaves, axis, lengths, name, options, varied)
+            plan = _at_lengths(module, forward, spec, leaves, axis, lengths, name, options, varied, known)
             if any(varied) and any(_may_need_sizes(r) for r in plan.recurrences):
-                plan = _with_fixed_sizes(plan, module, forward, spec, leaves, axis, lengths, name, options)
+                plan = _with_fixed_sizes(plan, module, forward, spec, leaves, axis, lengths, name, options, known)
         except Refused as refused:
             refusal = refusal or refused
-            if refused.obstruction.id not in ("LR004", "LR005"):
+            if refused.obstruction.id == "LR013" and known == Memos():
+                known = find_memos(module, forward, spec, leaves, axis)
+                attempts = [lengths] if known != Memos() else []
+            elif refused.obstruction.id not in ("LR004", "LR005"):
                 break
             continue
         if asked.value:  # not before: where the numbers come of the input, tracing says more
@@ -145,7 +151,7 @@ def _compile(
             raise refuse("LR015", text)
         plan.flags, plan.asks_length = flags, asked.length
         if key is not None:
-            options.shared[key] = (plan, frozen_state(module, _read_by(module, forward, spec, leaves, axis)))
+            options.shared[key] = (plan, frozen_state(module, read_by(module, forward, spec, leaves, axis)))
         return plan
     assert refusal is not None
     raise refusal
@@ -166,13 +172,14 @@ def _with_fixed_sizes(
     lengths: tuple[int, int],
     name: str,
     options: Options,
+    known: Memos,
 ) -> Plan:
     """The plan for the sizes of this call, only the first dimension free, where that leaves fewer loops: a state that
     is cut at positions along a dimension is understood only where the size of that dimension is known."""
     if all(isinstance(d, int) for dims in plan.shapes for d in _after_batch(dims)):
         return plan
     try:
-        fixed = _at_lengths(module, forward, spec, leaves, axis, lengths, name, options, [])
+        fixed = _at_lengths(module, forward, spec, leaves, axis, lengths, name, options, [], known)
     except Refused:
         return plan
     loops = [sum(not r.parallel for r in p.recurrences) for p in (plan, fixed)]
@@ -191,78 +198,10 @@ def _adopt(plan: Plan, axis: TimeAxis, name: str, same_state: bool) -> Plan:
     checked = plan.checked if same_state else 0
     seen = set(plan.seen) if same_state else set()
     broken = plan.broken_from if same_state else None
-    return replace(plan, axis=axis, recurrences=entries, checked=checked, seen=seen, broken_from=broken)
-
-
-def _read_by(module: nn.Module, forward: Any, spec: Any, leaves: Sequence[Any], axis: TimeAxis) -> set[str]:
-    """The names of the attributes that a short run reads from the module or its submodules."""
-    short = resize(leaves, axis.dims, SHORT)
-    args, kwargs = pytree.tree_unflatten(short, spec)
-    with attribute_reads(module) as names, undone(module, short), torch.no_grad():
-        try:
-            forward(*args, **kwargs)
-        except Exception:  # a class that cannot be watched: then every attribute counts as read
-            names |= {n for sub in module.modules() for n in sub.__dict__}
-    return names
-
-
-def _free_dims(leaves: Sequence[Any], axis: TimeAxis, varied: Varied) -> list[set[int]]:
-    """For each tensor leaf, the dimensions that become symbols: the first one besides time, and those that varied."""
-    found: list[set[int]] = []
-    for i, leaf in enumerate(leaves):
-        if isinstance(leaf, Tensor):
-            other = [d for d in range(leaf.dim()) if d not in axis.dims.get(i, {})]
-            found.append(set(other[:1]) | (varied[len(found)] & set(other) if varied else set()))
-    return found
-
-
-def _fingerprint(
-    module: nn.Module, forward: Any, spec: Any, leaves: Sequence[Any], axis: TimeAxis, varied: Varied
-) -> Hashable:
-    """What two modules must share to share a plan: all operators, where all their arguments come from, and the sizes
-    that a plan is made for."""
-    parts: list[Any] = [type(module), getattr(forward, "__func__", None), str(spec), module.training]
-    parts.append(tuple((i, tuple(sorted(d.items()))) for i, d in axis.dims.items()))
-    parts.append(tuple(type(x).__name__ if isinstance(x, Tensor) else repr(x) for x in leaves))
-    parts += [torch.is_grad_enabled(), autocast_state()]
-    short = [x for x in resize(leaves, axis.dims, SHORT) if isinstance(x, Tensor)]
-    for x, free in zip(short, _free_dims(leaves, axis, varied), strict=True):
-        parts.append(tuple(None if d in free else size for d, size in enumerate(x.shape)))
-    for length in (SHORT, SHORT + 2):
-        try:
-            found = record(module, forward, spec, resize(leaves, axis.dims, length))
-        except Exception:  # at a length that the model does not take, nothing can be shared
-            return None
-        parts += [tuple(found.events), found.result]
-    return tuple(parts)
-
-
-_ON_TENSORS = ("requires_grad_", "register_hook", "register_post_accumulate_grad_hook", "retain_grad")
-"""Methods that change what backward does at a tensor of the loop, which no operator shows."""
-
-
-def _reads_gradient_flags(module: nn.Module, forward: Any, spec: Any, leaves: Sequence[Any], axis: TimeAxis) -> bool:
-    """Whether forward asks tensors if they require gradient, and may decide something by it.
-
-    Raises:
-        Refused: what a trace does not show: draws of Python's or numpy's random generator (LR009), hooks on tensors or
-            gradient requested inside forward (LR014).
-    """
-    short = resize(leaves, axis.dims, SHORT)
-    for i, leaf in enumerate(leaves):
-        if isinstance(leaf, Tensor) and leaf.requires_grad:
-            short[i] = short[i].requires_grad_() * 1  # forward may write into its inputs, which no leaf allows
-    try:
-        found = record(module, forward, spec, short)
-    except Exception:  # at this length the model does not run: tracing will say so
-        return False
-    if found.drew:
-        raise refuse("LR009", "forward draws from a random generator of Python or numpy.")
-    called = {str(key[0]).rpartition(".")[2] for key in found.calls}  # type: ignore[index]
-    for name in _ON_TENSORS:
-        if name in called:
-            raise refuse("LR014", f"forward calls {name}.")
-    return any(key[0] == READS_REQUIRES_GRAD for key in found.calls)  # type: ignore[index]
+    numbers = plan.numbers if same_state or plan.numbers is None else StepNumbers(plan.numbers.series)
+    return replace(
+        plan, axis=axis, recurrences=entries, checked=checked, seen=seen, broken_from=broken, numbers=numbers
+    )
 
 
 def _at_lengths(
@@ -275,11 +214,23 @@ def _at_lengths(
     name: str,
     options: Options,
     varied: Varied,
+    known: Memos,
 ) -> Plan:
-    traces = [_trace(module, forward, spec, leaves, axis, length, varied) for length in lengths]
-    # Autocast's casts are operators of the traces by now; what is written from here on chooses its own dtypes.
-    with no_autocast():
-        plan, changed_by = _rewritten(module, traces, axis, name, options)
+    traces = [_trace(module, forward, spec, leaves, axis, length, varied, known) for length in lengths]
+    changing = changing_numbers(traces[1].graph_module.graph) is not None
+
+    def numbers() -> Numbers:
+        sized = [resize(leaves, axis.dims, length) for length in lengths]
+        return Numbers(lengths, [count_calls(module, forward, spec, x, True).log for x in sized])
+
+    found = numbers() if differ(*traces) else None
+    try:
+        plan, changed_by = _rewritten(module, traces, axis, name, options, found)
+    except Refused as refused:
+        if found is not None or not changing or refused.obstruction.id != "LR004":
+            raise
+        traces = [_trace(module, forward, spec, leaves, axis, length, varied, known) for length in lengths]
+        plan, changed_by = _rewritten(module, traces, axis, name, options, numbers())
     if options.validate:
         try:
             validate(plan, module, forward, spec, leaves)
@@ -288,19 +239,25 @@ def _at_lengths(
     return plan
 
 
+@no_autocast()  # whose casts are operators of the traces by now; what is written here chooses its own dtypes
 def _rewritten(
-    module: nn.Module, traces: list[Trace], axis: TimeAxis, name: str, options: Options
+    module: nn.Module, traces: list[Trace], axis: TimeAxis, name: str, options: Options, numbers: Numbers | None
 ) -> tuple[Plan, list[str]]:
     """The plan that two traces make, and the names of the passes that changed something."""
     shorter, longer = traces
     looped = (_operators(longer.graph_module) - _operators(shorter.graph_module)) / (longer.length - shorter.length)
+    reads = [numbers_as_tensors(t.graph_module.graph) for t in traces]
     for t in traces:
         normalize(t.graph_module)
-    found = reroll(shorter.graph_module, longer.graph_module, longer.length - shorter.length)
+        if numbers is not None:
+            expose(t)
+    found = reroll(shorter.graph_module, longer.graph_module, longer.length - shorter.length, numbers)
     if not found:
-        raise _not_uniform(longer)
+        raise not_uniform(longer.graph_module.graph)
+    _note_numbers(traces, numbers)
     length_nodes = [_length_node(t, axis) for t in traces]
-    graph_module = generalize(shorter, longer, length_nodes[1])
+    graph_module = generalize(shorter, longer, length_nodes[1], numbers)
+    series = _note_numbers([longer], numbers)
     shapes = _shapes(longer, axis)
     guards = _guards(longer)
     keep_initial_states(graph_module, longer.sources)
@@ -326,6 +283,8 @@ def _rewritten(
         state=state,
         mixed=longer.mixed,
         pays_from=pays_from(looped, _operators(graph_module), _kernels(graph_module)),
+        reads_numbers=any(reads),
+        numbers=StepNumbers([numbers.series[k] for k in series]) if numbers is not None and series else None,
     )
     if not result.recurrences:
         raise refuse("LR001", "The loop carries no state and holds no operator that could leave it.")
@@ -333,6 +292,18 @@ def _rewritten(
 
 
 _COMPOSED = frozenset(["linear", "matmul", "einsum", "conv1d", "conv2d", "layer_norm", "softmax", "softplus", "silu"])
+
+
+def _note_numbers(traces: Sequence[Trace], numbers: Numbers | None) -> list[int]:
+    """Say where the inputs of graphs come from that numbers were made; which series the last one takes."""
+    series: list[int] = []
+    if numbers is None:
+        return series
+    for t in traces:
+        series = numbers.inputs(t.graph_module.graph)
+        known = sum(s.kind == "number" for s in t.sources)
+        t.sources += [Source("number", index=k) for k in range(known, len(series))]
+    return series
 
 
 def _operators(graph_module: fx.GraphModule) -> int:
@@ -370,7 +341,14 @@ def _naming(refused: Refused, extensions: list[Extension]) -> Refused:
 
 
 def _trace(
-    module: nn.Module, forward: Any, spec: Any, leaves: Sequence[Any], axis: TimeAxis, length: int, varied: Varied
+    module: nn.Module,
+    forward: Any,
+    spec: Any,
+    leaves: Sequence[Any],
+    axis: TimeAxis,
+    length: int,
+    varied: Varied,
+    known: Memos,
 ) -> Trace:
     short = resize(leaves, axis.dims, length)
     for i, leaf in enumerate(leaves):
@@ -379,9 +357,9 @@ def _trace(
     tensors = [x for x in short if isinstance(x, Tensor)]
     dynamic = [
         {d: torch.export.Dim.AUTO for d in sorted(free) if x.shape[d] > 1} or None
-        for x, free in zip(tensors, _free_dims(leaves, axis, varied), strict=True)
+        for x, free in zip(tensors, free_dims(leaves, axis, varied), strict=True)
     ]
-    result = trace(module, forward, spec, short, dynamic)
+    result = trace(module, forward, spec, short, dynamic, known)
     result.length = length
     return result
 
@@ -461,24 +439,3 @@ class _Guard:
 def _meta(module: nn.Module, name: str) -> tuple[torch.dtype, torch.Size, torch.device]:
     found = lookup(module, name)
     return found.dtype, found.shape, found.device
-
-
-def _not_uniform(t: Trace) -> Refused:
-    text = "No uniform step was found that repeats with the length"
-    numbers = changing_numbers(t.graph_module.graph)
-    if numbers is None:
-        return refuse("LR004", f"{text}.", _first_location(t))
-    where, values = numbers
-    shown = ", ".join(f"{v:.4g}" for v in values)
-    hint = (
-        "Compute such numbers for all steps before the loop, as a tensor (0.9 ** torch.arange(T), say), and take one "
-        "by its index in each step."
-    )
-    return refuse("LR004", f"{text}: a number in it differs from step to step ({shown}, ...).", where, hint)
-
-
-def _first_location(t: Trace) -> str:
-    for node in t.graph_module.graph.nodes:
-        if node.op == "call_function" and (at := location(node)):
-            return at
-    return ""

@@ -20,6 +20,7 @@ from torch.utils import _pytree as pytree
 from linrec.capture.discover import SHORT, find_time
 from linrec.capture.probe import unpacked
 from linrec.codegen import torch_forms
+from linrec.ir import members
 from linrec.ir.extension import PASSING
 from linrec.ir.obstruction import NotParallelizable, Obstruction, Refused
 from linrec.ops.opaque import is_traced
@@ -294,7 +295,7 @@ class Dispatcher:
 
     def _look(self, key: Hashable, spec: Any, leaves: list[Any]) -> None:
         """Find the modules that own a time loop in this call, and put a dispatcher in front of each."""
-        names = {id(m): n for n, m in self.module.named_modules()}
+        names = {id(m): n for n, m in members.named_modules(self.module)}
         with self.settings.turns.alone() as free:
             if not free:
                 return
@@ -350,7 +351,7 @@ class Dispatcher:
         length = plan.length(tensors)
         if length < plan.pays_from:
             return None, length, None
-        if self.settings.options.validate and not plan.is_checked(length):
+        if self._due(plan, length):
             return (None if self._check(plan, spec, leaves, length) else plan), length, None
         return plan, length, values
 
@@ -362,8 +363,7 @@ class Dispatcher:
         if all(type(x) in (*PLAIN, Tensor, nn.Parameter) for x in leaves):
             found = self.compiled.get(signature(self.module, leaves, spec, self.seen))
             plan = self._admitted(found, tensors)[0] if found else None
-            checked = plan is not None and (plan.is_checked(plan.length(tensors)) or not self.settings.options.validate)
-            if plan is not None and checked and not plan.has_effects:
+            if plan is not None and not self._due(plan, plan.length(tensors)) and not plan.has_effects:
                 try:
                     with torch_forms():
                         return plan.run(self.module, tensors)
@@ -372,6 +372,10 @@ class Dispatcher:
                 except Exception:  # nothing has been changed yet: the original says what it has to say
                     pass
         return self.original(*args, **kwargs)
+
+    def _due(self, plan: Plan, length: int) -> bool:
+        """Whether the original has to run at this length first: to be compared, or for the numbers that it computes."""
+        return (self.settings.options.validate or plan.numbers is not None) and not plan.is_checked(length)
 
     def _admitted(self, found: Compiled, tensors: list[Tensor]) -> tuple[Plan | None, list[Any] | None]:
         for plan in found.plans:
@@ -463,7 +467,7 @@ def _failure(error: Exception) -> Obstruction:
 
 def names_of(module: nn.Module) -> list[nn.Module]:
     """The submodules of a module, without itself."""
-    return [m for m in module.modules() if m is not module]
+    return [m for m in members.modules(module) if m is not module]
 
 
 def _clipped(leaves: list[Any]) -> Hashable:
@@ -480,7 +484,7 @@ def _unsupported(module: nn.Module) -> Obstruction | None:
     """Why this module cannot be compiled in its present context, if so."""
     if global_hooks():
         return Obstruction("LR008", "", "a global module hook is registered.")
-    for name, sub in module.named_modules():
+    for name, sub in members.named_modules(module):
         if sub is not module and hooked(sub):
             return Obstruction("LR008", "", f"the submodule {name!r} ({type(sub).__name__}) has a hook.")
     return None

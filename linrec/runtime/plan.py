@@ -13,7 +13,9 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from linrec.capture.discover import TimeAxis
+from linrec.capture.numbers import StepNumbers
 from linrec.capture.trace import Slot, Source
+from linrec.ir import members
 from linrec.ir.obstruction import Obstruction
 from linrec.ir.recurrence import Recurrence
 from linrec.ops.precision import is_autocast, no_autocast
@@ -40,6 +42,8 @@ class Plan:
         pays_from: the length from which on the plan is expected to be faster than the loop.
         asks_length: whether forward compares or divides the number of steps: then every length is checked once.
         seen: the lengths that were checked.
+        numbers: those that Python computes for the steps, where it does.
+        reads_numbers: whether forward reads numbers off tensors: those that it calls operators with are others then.
         mixed: whether autocast decided on dtypes; its casts are operators of the graph, which runs without it.
     """
 
@@ -63,6 +67,8 @@ class Plan:
     pays_from: int = 0
     asks_length: bool = False
     seen: set[int] = field(default_factory=set)
+    numbers: StepNumbers | None = None
+    reads_numbers: bool = False
 
     def admits(self, module: nn.Module, tensors: Sequence[Tensor], length: int) -> bool:
         """Whether the guards hold for these tensor leaves."""
@@ -87,7 +93,7 @@ class Plan:
             return None
         if self.guards and not all(guard(symbols) for guard in self.guards):
             return None
-        values = self._values(module, tensors)
+        values = self._values(module, tensors, length)
         for value, expected in zip(values, self.state, strict=True):
             if expected is not None and (
                 not isinstance(value, Tensor) or (value.dtype, value.shape, value.device) != expected
@@ -97,6 +103,8 @@ class Plan:
 
     def is_checked(self, length: int) -> bool:
         """Whether the original was seen to do at this length what its short traces predict."""
+        if self.numbers is not None:
+            return length in self.numbers.found and (not self.asks_length or length in self.seen)
         return length in self.seen if self.asks_length else length <= self.checked
 
     def length(self, tensors: Sequence[Tensor]) -> int:
@@ -109,15 +117,18 @@ class Plan:
         pairs = [pair for x, dims in zip(tensors, self.shapes, strict=True) for pair in zip(x.shape, dims, strict=True)]
         return all(type(dim) is not int or dim == size for size, dim in pairs)
 
-    def _values(self, module: nn.Module, tensors: Sequence[Tensor]) -> list[Any]:
-        """What the sources have to give."""
-        found = []
+    def _values(self, module: nn.Module, tensors: Sequence[Tensor], length: int) -> list[Any]:
+        """What the sources have to give; None for numbers that are not known yet."""
+        found: list[Any] = []
+        numbers = self.numbers.at(length) if self.numbers is not None else None
         owners: dict[str, Any] = {"": module}
         for s in self.sources:
             if s.kind == "input":
                 found.append(tensors[s.index])
             elif s.kind == "constant":
                 found.append(s.value)
+            elif s.kind == "number":
+                found.append(numbers[s.index] if numbers is not None else None)
             else:
                 path, name = _split(s.name)
                 if path not in owners:
@@ -127,13 +138,15 @@ class Plan:
 
     def arguments(self, module: nn.Module, tensors: Sequence[Tensor], values: list[Any] | None = None) -> list[Any]:
         """The values of the graph's placeholders for one call; `values` is what `admitted` has found."""
-        found = self._values(module, tensors) if values is None else values
+        found = self._values(module, tensors, self.length(tensors)) if values is None else values
         written = self.written
         if not written:
             return found
         # A buffer that is written afterwards may have been saved for backward: the graph gets a copy.
         pairs = zip(self.sources, found, strict=True)
-        return [x.clone() if s.kind not in ("input", "constant") and s.name in written else x for s, x in pairs]
+        return [
+            x.clone() if s.kind not in ("input", "constant", "number") and s.name in written else x for s, x in pairs
+        ]
 
     @property
     def has_effects(self) -> bool:
@@ -176,7 +189,7 @@ def _assemble(spec: Any, leaves: list[Any], values: list[Tensor]) -> Any:
 
 def gradient_flags(module: nn.Module, tensors: Sequence[Tensor]) -> tuple[bool, ...]:
     """For each tensor of a call and each parameter, whether it requires gradient."""
-    return tuple(x.requires_grad for x in (*tensors, *module.parameters()))
+    return tuple(x.requires_grad for x in (*tensors, *members.parameters(module)))
 
 
 def lookup(module: nn.Module, name: str) -> Any:

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from linrec.ir import members
+
 _PLAIN = (int, float, complex, bool, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
 _TABLES = frozenset(
     (
@@ -54,7 +56,7 @@ def frozen_state(
     """
     memo: dict[int, Hashable] = {}
     parts: list[Any] = []
-    for sub in module.modules() if modules is None else modules:
+    for sub in members.modules(module) if modules is None else modules:
         parts.append(type(sub))
         for name, value in sub.__dict__.items():
             if name in _TABLES or (only is not None and name not in only):

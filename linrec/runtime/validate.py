@@ -8,7 +8,7 @@ import contextlib
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +16,9 @@ from torch.nn.utils import stateless
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from linrec.capture.probe import Dims, count_calls, resize, undone
+from linrec.capture.probe import Dims, Record, count_calls, resize, undone
 from linrec.codegen import CompiledScan, torch_forms
+from linrec.ir import members
 from linrec.ir.obstruction import Obstruction, Refused, refuse
 from linrec.ir.results import leaves_of_result
 from linrec.ops.precision import no_autocast
@@ -94,6 +95,7 @@ def validate(plan: Plan, module: nn.Module, forward: Any, spec: Any, leaves: Seq
         tensors = [x for x in sized if isinstance(x, Tensor)]
         if not plan.admits(module, tensors, length):
             sized = longer
+        _take_numbers(plan, module, forward, spec, sized, length)
         try:
             _compare(plan, module, forward, spec, sized, noise, length)
         except Refused as error:
@@ -245,7 +247,7 @@ def _outcome(
         try:
             with (
                 torch.enable_grad(),
-                stateless._reparametrize_module(module, state),
+                stateless._reparametrize_module(module, dict(state)),  # which it writes into
                 _attributes_in_double(module) if double else contextlib.nullcontext(),
                 in_double() if double else contextlib.nullcontext(),
             ):
@@ -290,7 +292,7 @@ def _gradients(found: dict[str, Any], leaves: list[Any], state: dict[str, Tensor
 @contextlib.contextmanager
 def _attributes_in_double(module: nn.Module) -> Iterator[None]:
     """Plain tensor attributes in double precision, for the time of the block (`undone` restores them)."""
-    for sub in module.modules():
+    for sub in members.modules(module):
         for name, value in list(sub.__dict__.items()):
             if isinstance(value, Tensor) and value.dtype in _TO_DOUBLE:
                 sub.__dict__[name] = as_double(value)
@@ -386,6 +388,39 @@ def _truth(module: nn.Module, forward: Any, spec: Any, leaves: Sequence[Any]) ->
         return None
 
 
+def _counted(
+    plan: Plan, module: nn.Module, forward: Any, spec: Any, leaves: Sequence[Any], length: int
+) -> tuple[Record, Counter[Any]]:
+    """A run of the original, and its calls by function, constant numbers and gradient mode."""
+    found = count_calls(module, forward, spec, leaves, plan.numbers is not None)
+    counts: Counter[Any] = found.calls
+    if plan.reads_numbers:
+        counts = Counter()
+        for key, count in found.calls.items():
+            name, floats, grad = cast(tuple[str, tuple[float, ...], bool], key)
+            counts[name, len(floats), grad] += count
+    elif plan.numbers is not None:
+        counts = plan.numbers.counted(found.log, length)
+    return found, counts
+
+
+def _take_numbers(plan: Plan, module: nn.Module, forward: Any, spec: Any, leaves: Sequence[Any], length: int) -> None:
+    """Let a plan know the numbers that Python computes at a length.
+
+    Raises:
+        Refused: LR011 where the original does not run as its short traces predict.
+    """
+    if plan.numbers is None:
+        return
+    try:
+        log = count_calls(module, forward, spec, leaves, True).log
+    except Exception:  # the user's code takes no such sizes: nothing can be compared at them
+        return
+    if not plan.numbers.take(log, length):
+        text = f"At length {length} operators are not given the numbers that their short runs predict."
+        raise refuse("LR011", text)
+
+
 _LOOSE = {torch.float64: 1e-6, torch.complex128: 1e-6, torch.float32: 2e-3, torch.complex64: 2e-3}
 
 
@@ -400,20 +435,22 @@ def check_length(
     if plan.signature_counts is None:
         first, second = plan.min_length, plan.min_length + 2
         sized = [resize(leaves, plan.axis.dims, n) for n in (first, second)]
-        counts = [count_calls(module, forward, spec, x).calls for x in sized]
+        counts = [_counted(plan, module, forward, spec, x, n)[1] for n, x in zip((first, second), sized, strict=True)]
         plan.signature_counts = (first, counts[0], counts[1])
     first, one, two = plan.signature_counts
     plain = [x.detach() if isinstance(x, Tensor) else x for x in leaves]
-    found = count_calls(module, forward, spec, plain)
+    found, actual = _counted(plan, module, forward, spec, plain, length)
     expected: Counter[Any] = Counter()
     for key in one | two:
         expected[key] = one[key] + (two[key] - one[key]) * (length - first) // 2
-    actual: Counter[Any] = found.calls
     for key in expected.keys() | actual.keys():
         if expected[key] != actual[key]:
             mode = " without gradient" if torch.is_grad_enabled() and not key[2] else ""
             text = f"at length {length} '{key[0]}' runs {actual[key]} times{mode} where {expected[key]} were expected."
             return Obstruction("LR011", "", text)
+    if plan.numbers is not None and not plan.numbers.take(found.log, length):
+        text = f"at length {length} operators are not given the numbers that their short runs predict."
+        return Obstruction("LR011", "", text)
     # Nothing may watch torch's operators here: kernels would make way for it.
     with torch.no_grad(), undone(module, leaves, parameters="leave"), torch.random.fork_rng(devices=[]):
         try:

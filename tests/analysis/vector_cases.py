@@ -202,6 +202,11 @@ case(aten.sum.dim_IntList, V(B, 3), [1], dtype=_SINGLE)
 case(aten.sum.dim_IntList, V(), [-1])
 case(aten.amax.default, V(4, 3))
 case(aten.amin.default, V(4, 3), [], True)
+for target in (aten.max.default, aten.min.default, aten.prod.default):
+    case(target, V(B, 3))
+    case(target, V())
+for target in (aten.all.default, aten.any.default):
+    case(target, V(B, 3, dtype=torch.bool))
 for target in (aten.max.dim, aten.min.dim):
     case(target, V(B, 3), -1)
     case(target, V(B, 3), 0, True)

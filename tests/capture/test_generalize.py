@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from linrec.capture.generalize import AffineInt, affine_through
+from linrec.capture.affine import AffineInt, affine_through
 from linrec.ir.obstruction import Obstruction, Refused
 from tests.analysis.graphs import BATCH as B
 

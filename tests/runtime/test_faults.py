@@ -14,7 +14,7 @@ from linrec.codegen import launch
 from linrec.codegen import scan as codegen
 from linrec.lowering import diagonal
 from linrec.runtime import compile as compiler
-from linrec.runtime import dispatcher, state
+from linrec.runtime import dispatcher, shortruns, state
 from linrec.runtime.plan import Plan
 
 from .samples import Gated, build, same, series
@@ -23,7 +23,7 @@ STAGES: dict[str, tuple[Any, str]] = {
     "signature": (state, "frozen_state"),
     "discovery": (dispatcher, "find_time"),
     "axis": (compiler, "find_time"),
-    "fingerprint": (compiler, "record"),
+    "fingerprint": (shortruns, "record"),
     "trace": (compiler, "trace"),
     "normalise": (compiler, "normalize"),
     "re-roll": (compiler, "reroll"),

@@ -1,0 +1,113 @@
+"""What short runs of a module tell before it is traced: what it reads, what two modules must share to share a plan, and
+what it must not do."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from linrec.capture.discover import SHORT, TimeAxis
+from linrec.capture.probe import READS_REQUIRES_GRAD, attribute_reads, record, resize, undone
+from linrec.capture.snapshot import Memos, memos, snapshot_attributes
+from linrec.ir import members
+from linrec.ir.obstruction import refuse
+from linrec.ops.precision import autocast_state
+
+Varied = list[set[int]]
+"""For each tensor leaf, the dimensions that had other sizes in calls before."""
+
+
+def read_by(module: nn.Module, forward: Any, spec: Any, leaves: Sequence[Any], axis: TimeAxis) -> set[str]:
+    """The names of the attributes that a short run reads from the module or its submodules."""
+    short = resize(leaves, axis.dims, SHORT)
+    args, kwargs = pytree.tree_unflatten(short, spec)
+    with attribute_reads(module) as names, undone(module, short), torch.no_grad():
+        try:
+            forward(*args, **kwargs)
+        except Exception:  # a class that cannot be watched: then every attribute counts as read
+            names |= {n for sub in members.modules(module) for n in sub.__dict__}
+    return names
+
+
+def free_dims(leaves: Sequence[Any], axis: TimeAxis, varied: Varied) -> list[set[int]]:
+    """For each tensor leaf, the dimensions that become symbols: the first one besides time, and those that varied."""
+    found: list[set[int]] = []
+    for i, leaf in enumerate(leaves):
+        if isinstance(leaf, Tensor):
+            other = [d for d in range(leaf.dim()) if d not in axis.dims.get(i, {})]
+            found.append(set(other[:1]) | (varied[len(found)] & set(other) if varied else set()))
+    return found
+
+
+def fingerprint(
+    module: nn.Module, forward: Any, spec: Any, leaves: Sequence[Any], axis: TimeAxis, varied: Varied
+) -> Hashable:
+    """What two modules must share to share a plan: all operators, where all their arguments come from, and the sizes
+    that a plan is made for."""
+    parts: list[Any] = [type(module), getattr(forward, "__func__", None), str(spec), module.training]
+    parts.append(tuple((i, tuple(sorted(d.items()))) for i, d in axis.dims.items()))
+    parts.append(tuple(type(x).__name__ if isinstance(x, Tensor) else repr(x) for x in leaves))
+    parts += [torch.is_grad_enabled(), autocast_state()]
+    short = [x for x in resize(leaves, axis.dims, SHORT) if isinstance(x, Tensor)]
+    for x, free in zip(short, free_dims(leaves, axis, varied), strict=True):
+        parts.append(tuple(None if d in free else size for d, size in enumerate(x.shape)))
+    for length in (SHORT, SHORT + 2):
+        try:
+            found = record(module, forward, spec, resize(leaves, axis.dims, length))
+        except Exception:  # at a length that the model does not take, nothing can be shared
+            return None
+        parts += [tuple(found.events), found.result]
+    return tuple(parts)
+
+
+_ON_TENSORS = ("requires_grad_", "register_hook", "register_post_accumulate_grad_hook", "retain_grad")
+"""Methods that change what backward does at a tensor of the loop, which no operator shows."""
+
+
+def reads_gradient_flags(module: nn.Module, forward: Any, spec: Any, leaves: Sequence[Any], axis: TimeAxis) -> bool:
+    """Whether forward asks tensors if they require gradient, and may decide something by it.
+
+    Raises:
+        Refused: what a trace does not show: draws of Python's or numpy's random generator (LR009), hooks on tensors or
+            gradient requested inside forward (LR014), assignments to the `data` of what the module has (LR013).
+    """
+    short = resize(leaves, axis.dims, SHORT)
+    for i, leaf in enumerate(leaves):
+        if isinstance(leaf, Tensor) and leaf.requires_grad:
+            short[i] = short[i].requires_grad_() * 1  # forward may write into its inputs, which no leaf allows
+    try:
+        found = record(module, forward, spec, short)
+    except Exception:  # at this length the model does not run: tracing will say so
+        return False
+    if found.drew:
+        raise refuse("LR009", "forward draws from a random generator of Python or numpy.")
+    if found.replaced:
+        hint = "Write into it under torch.no_grad() after the call, or use a parametrization."
+        raise refuse("LR013", f"forward assigns self.{found.replaced[0]}.data, which no trace shows.", hint=hint)
+    if found.set:
+        raise refuse("LR013", f"forward assigns the {sorted(found.set)[0]} of a tensor, which no trace shows.")
+    called = {str(key[0]).rpartition(".")[2] for key in found.calls}  # type: ignore[index]
+    for name in _ON_TENSORS:
+        if name in called:
+            raise refuse("LR014", f"forward calls {name}.")
+    return any(key[0] == READS_REQUIRES_GRAD for key in found.calls)  # type: ignore[index]
+
+
+def find_memos(module: nn.Module, forward: Any, spec: Any, leaves: Sequence[Any], axis: TimeAxis) -> Memos:
+    """What forward changes outside its tensors in a first run, and no more in a second one of another length."""
+    runs = [resize(leaves, axis.dims, length) for length in (SHORT, SHORT + 2)]
+    with undone(module, leaves), torch.no_grad():
+        before = snapshot_attributes(module)
+        try:
+            args, kwargs = pytree.tree_unflatten(runs[0], spec)
+            forward(*args, **kwargs)
+            first = snapshot_attributes(module)
+            args, kwargs = pytree.tree_unflatten(runs[1], spec)
+            forward(*args, **kwargs)
+        except Exception:  # the user's, at a length that the model does not take
+            return Memos()
+        return memos(before, first)
