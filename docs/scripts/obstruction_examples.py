@@ -99,8 +99,8 @@ def first_half(x):
 
 report = linrec.explain(states, torch.randn(2, 30, 3))
 """,
-        "A size, an index or a slice may be an affine function of the length (`-1`, `x.shape[1] - 1`), and numbers that "
-        "are computed with may be any function of it (`/ x.shape[1] ** 0.5`). What cuts the result otherwise is best "
+        "A size, an index or a slice may be an affine function of the length (`x.shape[1] - 1`), and numbers that are "
+        "computed with may be any function of it (`/ x.shape[1] ** 0.5`). What cuts the result otherwise is best "
         "done outside what is parallelised.",
     ),
     "LR006": Example(
@@ -248,5 +248,18 @@ model = linrec.parallelize(leaky, torch.randn(2, 30, 3), lowering="loop")
 report = linrec.report(model)
 """,
         advice="It is there for measuring: what reads no state leaves the loop all the same.",
+    ),
+    "LR017": Example(
+        """
+def diffused(u, source):  # u: a grid
+    kernel = torch.tensor([[0.0, 1, 0], [1, -4, 1], [0, 1, 0]])[None, None]
+    for t in range(source.shape[1]):
+        u = u + source[:, t] * torch.nn.functional.conv2d(u, kernel, padding=1)
+    return u
+
+report = linrec.explain(diffused, torch.randn(2, 1, 24, 24), torch.rand(2, 30, 1, 24, 24))
+""",
+        advice="Every element of this state mixes with every other: in parallel, a step is a matrix of 576 rows and "
+        "columns, in the loop it is a few multiplications for each element.",
     ),
 }

@@ -24,6 +24,7 @@ class TimeAxis:
         dims: all dimensions that grow with it.
         owners: the modules whose own operators grow in number with it, in order of first call.
         tensor_leaves: the positions of tensors among the leaves of the call.
+        shown_at: the shortest length at which it shows. A loop that begins after some steps may fail at shorter ones.
     """
 
     leaf: int
@@ -31,6 +32,7 @@ class TimeAxis:
     dims: Dims
     owners: tuple[nn.Module, ...]
     tensor_leaves: tuple[int, ...]
+    shown_at: int = SHORT
 
 
 def candidates(leaves: Sequence[Any]) -> Iterator[tuple[int, int, Dims]]:
@@ -65,7 +67,7 @@ def find_time(module: nn.Module, forward: Any, spec: Any, leaves: Sequence[Any])
     """All ways in which the number of operators of a call grows with a dimension of its inputs, likeliest first."""
     for leaf, dim, dims in candidates(leaves):
         grown = None
-        for short in (SHORT, 4 * SHORT):
+        for short in (SHORT, 4 * SHORT, 12 * SHORT):
             if short + 2 > leaves[leaf].shape[dim] + 2 * SHORT:
                 break
             records: list[Record] = []
@@ -77,7 +79,8 @@ def find_time(module: nn.Module, forward: Any, spec: Any, leaves: Sequence[Any])
             grown = _owners(*records)
             break
         if grown:
-            yield TimeAxis(leaf, dim, dims, grown, tuple(i for i, x in enumerate(leaves) if isinstance(x, Tensor)))
+            tensors = tuple(i for i, x in enumerate(leaves) if isinstance(x, Tensor))
+            yield TimeAxis(leaf, dim, dims, grown, tensors, short)
 
 
 _IN_ONE_CALL = (nn.RNN.forward, nn.LSTM.forward, nn.GRU.forward)

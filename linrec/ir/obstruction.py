@@ -92,6 +92,11 @@ CATALOGUE: dict[str, tuple[str, str, str]] = {
         "The option lowering='loop' keeps every recurrence sequential.",
         "Leave the option out, or name an algorithm.",
     ),
+    "LR017": (
+        "loop-is-faster",
+        "The recurrence is affine, and every algorithm for it is expected to take longer than the loop.",
+        "Name an algorithm (lowering='chunked affine scan') to have it all the same.",
+    ),
 }
 
 

@@ -30,6 +30,11 @@ from linrec.passes.split import delayed
 aten = torch.ops.aten
 
 
+_SLOWER = 2.0
+"""How many times as long as the loop an algorithm must be expected to take for the loop to stay: estimates err, and those
+of loops are the lower ones."""
+
+
 @dataclass(frozen=True)
 class Lower(Pass):
     """Replace affine loops by parallel algorithms.
@@ -45,6 +50,8 @@ class Lower(Pass):
 
     module: str = ""
     pin: str = ""
+    loops: bool = True
+    """Whether a loop may stay because it is expected to be faster; not where the result stands in for a compiled one."""
     name: str = "lower"
 
     def run(self, graph_module: fx.GraphModule) -> PassResult:
@@ -97,6 +104,10 @@ class Lower(Pass):
         lowering = pinned[0] if pinned else ranked[0][0] if ranked else None
         if self.pin == "loop":
             return Obstruction("LR016", entry.location, "the option lowering='loop' keeps it.")
+        loop = next((e for e in entry.estimates if e.name == "loop"), None)
+        if self.loops and not pinned and lowering and loop and found[0].seconds > _SLOWER * loop.seconds:
+            text = f"{lowering.name} would take {found[0].seconds / loop.seconds:.2g} times as long."
+            return Obstruction("LR017", entry.location, text)
         if lowering is None and isinstance(recurrence, LinearRecurrence):
             text = f"the recurrence {entry.equation} is affine ({entry.transition}), but has no lowering yet."
             return Obstruction("LR006", entry.location, text)

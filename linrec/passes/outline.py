@@ -290,7 +290,9 @@ class _Outliner:
             graph_module, output, "loop", length, copy, inputs[:first], inputs[first:last], inputs[last:]
         )
         output.args = (tuple(found),)
-        result = Pipeline(placed((Split(self.module), Hoist(self.module), Lower(self.module)))).run(graph_module)
+        result = Pipeline(placed((Split(self.module), Hoist(self.module), Lower(self.module, loops=False)))).run(
+            graph_module
+        )
         return TorchForm(result.graph_module), list(result.recurrences)
 
     def _insert(

@@ -39,7 +39,8 @@ from linrec.runtime.shortruns import Varied, find_memos, fingerprint, free_dims,
 from linrec.runtime.state import frozen_state
 from linrec.runtime.validate import validate
 
-_LENGTHS = ((SHORT, SHORT + 2), (14, 16))
+_LENGTHS = {SHORT: ((SHORT, SHORT + 2), (14, 16)), 4 * SHORT: ((14, 16), (28, 30)), 12 * SHORT: ((48, 50),)}
+"""Which pairs of lengths are traced, one after the other until one shows the step, by where a loop shows first."""
 
 
 @dataclass
@@ -131,7 +132,7 @@ def _compile(
         return replace(_adopt(plan, axis, name, same_state), flags=flags)
     refusal: Refused | None = None
     known = Memos()
-    attempts = [*_LENGTHS]
+    attempts = [*_LENGTHS[axis.shown_at]]
     while attempts:
         lengths = attempts.pop(0)
         try:
