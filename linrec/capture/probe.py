@@ -208,6 +208,7 @@ class Record:
             Unlike `events` this does not depend on strides.
         log: the calls in order, each with all numbers among its arguments, where that was asked for.
         replaced: the names of parameters, buffers and attributes whose `data` was assigned.
+        decisions: what the tensors were on which the run branched, in order.
         set: the properties of tensors that were assigned: "data", "grad", "requires_grad".
         drew: whether Python's or numpy's random generator was used.
         output: what the run returned.
@@ -219,6 +220,7 @@ class Record:
     calls: Counter[Hashable] = field(default_factory=Counter)
     log: list[Call] = field(default_factory=list)
     replaced: list[str] = field(default_factory=list)
+    decisions: list[bool] = field(default_factory=list)
     set: set[str] = field(default_factory=set)
     drew: bool = False
     output: Any = None
@@ -297,7 +299,10 @@ class _Calls(TorchFunctionMode):
             given = tuple(n for n in map(number, leaves) if n is not None)
             self.record.log.append((name, given, torch.is_grad_enabled()))
         self.record.calls[(name, tuple(x for x in leaves if type(x) is float), torch.is_grad_enabled())] += 1
-        return func(*args, **(kwargs or {}))
+        out = func(*args, **(kwargs or {}))
+        if getattr(func, "__name__", "") == "__bool__":
+            self.record.decisions.append(out)
+        return out
 
 
 def count_calls(module: nn.Module, forward: Any, spec: Any, leaves: Sequence[Any], log: bool = False) -> Record:

@@ -22,9 +22,7 @@ _LENGTHS = (11, 4)
 """Numbers of steps at which forward is watched, the first that it takes: rarely the size of something else."""
 _SHAPE: Any = Tensor.shape.__get__  # type: ignore[attr-defined]
 _COMPARISONS = frozenset(("__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__"))
-_READS = frozenset(
-    ("item", "tolist", "numpy", "__float__", "__int__", "__bool__", "__index__", "__complex__", "__array__")
-)
+_READS = frozenset(("item", "tolist", "numpy", "__float__", "__int__", "__index__", "__complex__", "__array__"))
 _local = threading.local()
 
 
@@ -34,11 +32,13 @@ class Questions:
 
     Attributes:
         length: whether it compared or divided the number of steps, took its remainder, or the like.
+        branches: whether it branched on a tensor.
         value: the method by which it read the numbers of a tensor that is neither a parameter nor a buffer, or "". A
             trace knows `item`, but where all that goes into the tensor was there before, it takes the number for fixed.
     """
 
     length: bool = False
+    branches: bool = False
     value: str = ""
 
 
@@ -120,6 +120,8 @@ class _Watch(TorchFunctionMode):
             return self._lengths(out)
         if name == "__len__" and out == self.length:
             self.found.length = True  # what becomes of the number cannot be seen
+        elif name == "__bool__":
+            self.found.branches = True
         elif name in _READS and isinstance(args[0], Tensor):
             known = self.traced if name == "item" else self.own
             if id(args[0]) not in known:

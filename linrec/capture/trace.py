@@ -9,6 +9,7 @@ import copy
 import functools
 import io
 import logging
+import os
 import sys
 import threading
 import warnings
@@ -66,6 +67,7 @@ class Trace:
         attributes: for each assigned attribute: (module path, attribute name, pytree spec, leaves).
         length: the length traced.
         mixed: whether autocast had a part in it, from outside or by a region inside forward.
+        decisions: the tensors on which forward branched, and how.
         literals: the names of the constants that forward makes anew whenever it runs, of numbers in its code.
     """
 
@@ -77,6 +79,7 @@ class Trace:
     attributes: list[tuple[str, str, Any, list[Any]]] = field(default_factory=list)
     length: int = 0
     mixed: bool = False
+    decisions: list[Decision] = field(default_factory=list)
     literals: frozenset[str] = frozenset()
 
 
@@ -102,13 +105,24 @@ Slot = _Slot
 _DATA: Any = Tensor.data.__get__  # type: ignore[attr-defined]
 
 
+@dataclass
+class Decision:
+    """A branch on a tensor: what holds its condition (a tensor, or its `Slot`), how it went, and where it is."""
+
+    condition: Any
+    outcome: bool
+    location: str
+
+
 class _UserFrames(TorchFunctionMode):
     """Notes for every operator of a trace the innermost line of user code that called it; torch keeps only the frames
     of forward methods."""
 
-    def __init__(self, loose: set[int]) -> None:
+    def __init__(self, loose: set[int], decisions: Sequence[bool]) -> None:
         super().__init__()
         self.loose = loose
+        self.decisions = list(decisions)
+        self.decided: list[Decision] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func == _DATA:  # of which torch.export knows nothing
@@ -120,6 +134,10 @@ class _UserFrames(TorchFunctionMode):
             for item in x if type(x) in (list, tuple) else (x,):
                 if type(item) is nn.Parameter:  # those of the module are replaced while it is traced
                     self.loose.add(item.data_ptr())
+        if getattr(func, "__name__", "") == "__bool__" and self.decisions and isinstance(args[0], Tensor):
+            where = f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno}" if frame is not None else ""
+            self.decided.append(Decision(args[0], self.decisions.pop(0), where))
+            return self.decided[-1].outcome
         if frame is None:
             return func(*args, **(kwargs or {}))
         with annotate({USER_FRAME: note(frame)}):
@@ -137,10 +155,19 @@ class _Results:
 class _Flat(nn.Module):
     """Calls a module with its tensor leaves as one list; returns its tensor leaves, assigned attributes included."""
 
-    def __init__(self, module: nn.Module, spec: Any, leaves: Sequence[Any], forward: Any, known: Memos) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        spec: Any,
+        leaves: Sequence[Any],
+        forward: Any,
+        known: Memos,
+        decisions: Sequence[bool],
+    ) -> None:
         super().__init__()
         self.inner = module
         self.memos = known
+        self.decisions = decisions
         self._call = (spec, list(leaves), forward)
         self.results = _Results()
 
@@ -152,7 +179,7 @@ class _Flat(nn.Module):
         own = frozenset(map(id, members.modules(self.inner)))
         given = [("", c, copy.copy(c)) for c in containers((args, kwargs), own)]
         try:
-            with preserve_node_meta(), _UserFrames(self.results.loose):
+            with preserve_node_meta(), _UserFrames(self.results.loose, self.decisions) as watch:
                 out = forward(*args, **kwargs)
             other = touched(given)
             if other:
@@ -179,7 +206,10 @@ class _Flat(nn.Module):
             for path, name, value in assigned(saved, self.inner, self.memos):
                 marked, attribute_spec = slots(value, f"the attribute {name!r}")
                 attributes.append((path, name, attribute_spec, marked))
-            self.results.value = (out_spec, out_leaves, attributes)
+            for decision in watch.decided:
+                flat.append(decision.condition)
+                decision.condition = _Slot(len(flat) - 1)
+            self.results.value = (out_spec, out_leaves, attributes, watch.decided)
             return flat
         finally:
             restore_attributes(saved)
@@ -214,6 +244,7 @@ def trace(
     leaves: Sequence[Any],
     dynamic: Sequence[Any],
     known: Memos | None = None,
+    decisions: Sequence[bool] = (),
 ) -> Trace:
     """Trace one call of `forward` (the module's own, unwrapped) on the given leaves.
 
@@ -224,12 +255,13 @@ def trace(
         leaves: its leaves; tensors become inputs of the graph, everything else is fixed.
         dynamic: for each tensor leaf, a dict {dim: Dim.AUTO} of the dimensions to keep symbolic, or None.
         known: what forward may change outside.
+        decisions: how its branches on tensors go.
 
     Raises:
         Refused: LR002 or LR015 where ``torch.export`` fails, LR014 where forward switches gradient on.
     """
     tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-    flat = _Flat(module, spec, leaves, forward, known or Memos())
+    flat = _Flat(module, spec, leaves, forward, known or Memos(), decisions)
     # nn.Module.train(...) must not be called here: the flags of the module are part of what is traced.
     flat.training = module.training
     rng = torch.get_rng_state()
@@ -257,10 +289,11 @@ def trace(
     finally:
         torch.set_rng_state(rng)
         restore_attributes(saved)
-    out_spec, out_leaves, attributes = flat.results.value
+    out_spec, out_leaves, attributes, decided = flat.results.value
     found = _as_trace(program, module, out_spec, out_leaves, attributes, flat.results.loose)
     _merge_literals(found, literals)
     found.mixed = mixed
+    found.decisions = decided
     found.literals = frozenset(name for name, key in literals.items() if isinstance(key[-1], bytes))
     return found
 
@@ -356,7 +389,6 @@ def _export_failure(error: BaseException) -> Refused:
 
 
 def _where(error: BaseException) -> str:
-    import os
     import traceback
 
     found = ""

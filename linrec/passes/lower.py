@@ -31,8 +31,8 @@ aten = torch.ops.aten
 
 
 _SLOWER = 2.0
-"""How many times as long as the loop an algorithm must be expected to take for the loop to stay: estimates err, and those
-of loops are the lower ones."""
+"""How many times as long as the loop an algorithm must be expected to take for the loop to stay: estimates err, and
+those of loops are the lower ones."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Lower(Pass):
     module: str = ""
     pin: str = ""
     loops: bool = True
-    """Whether a loop may stay because it is expected to be faster; not where the result stands in for a compiled one."""
+    """Whether a loop may stay because it is expected to be faster; not in what stands in for a compiled one."""
     name: str = "lower"
 
     def run(self, graph_module: fx.GraphModule) -> PassResult:

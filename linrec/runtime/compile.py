@@ -28,6 +28,7 @@ from linrec.ir.extension import Extension
 from linrec.ir.nodes import shape_of, value
 from linrec.ir.obstruction import Obstruction, Refused, refuse
 from linrec.ir.recurrence import Recurrence
+from linrec.ir.scan import is_random
 from linrec.ir.timeaxis import size
 from linrec.lowering.cost import pays_from
 from linrec.ops.precision import no_autocast
@@ -136,9 +137,13 @@ def _compile(
     while attempts:
         lengths = attempts.pop(0)
         try:
-            plan = _at_lengths(module, forward, spec, leaves, axis, lengths, name, options, varied, known)
+            plan = _at_lengths(
+                module, forward, spec, leaves, axis, lengths, name, options, varied, known, asked.branches
+            )
             if any(varied) and any(_may_need_sizes(r) for r in plan.recurrences):
-                plan = _with_fixed_sizes(plan, module, forward, spec, leaves, axis, lengths, name, options, known)
+                plan = _with_fixed_sizes(
+                    plan, module, forward, spec, leaves, axis, lengths, name, options, known, asked.branches
+                )
         except Refused as refused:
             refusal = refusal or refused
             if refused.obstruction.id == "LR013" and known == Memos():
@@ -174,13 +179,14 @@ def _with_fixed_sizes(
     name: str,
     options: Options,
     known: Memos,
+    branches: bool,
 ) -> Plan:
     """The plan for the sizes of this call, only the first dimension free, where that leaves fewer loops: a state that
     is cut at positions along a dimension is understood only where the size of that dimension is known."""
     if all(isinstance(d, int) for dims in plan.shapes for d in _after_batch(dims)):
         return plan
     try:
-        fixed = _at_lengths(module, forward, spec, leaves, axis, lengths, name, options, [], known)
+        fixed = _at_lengths(module, forward, spec, leaves, axis, lengths, name, options, [], known, branches)
     except Refused:
         return plan
     loops = [sum(not r.parallel for r in p.recurrences) for p in (plan, fixed)]
@@ -216,8 +222,9 @@ def _at_lengths(
     options: Options,
     varied: Varied,
     known: Memos,
+    branches: bool,
 ) -> Plan:
-    traces = [_trace(module, forward, spec, leaves, axis, length, varied, known) for length in lengths]
+    traces = [_trace(module, forward, spec, leaves, axis, length, varied, known, branches) for length in lengths]
     changing = changing_numbers(traces[1].graph_module.graph) is not None
 
     def numbers() -> Numbers:
@@ -230,7 +237,7 @@ def _at_lengths(
     except Refused as refused:
         if found is not None or not changing or refused.obstruction.id != "LR004":
             raise
-        traces = [_trace(module, forward, spec, leaves, axis, length, varied, known) for length in lengths]
+        traces = [_trace(module, forward, spec, leaves, axis, length, varied, known, branches) for length in lengths]
         plan, changed_by = _rewritten(module, traces, axis, name, options, numbers())
     if options.validate:
         try:
@@ -247,6 +254,10 @@ def _rewritten(
     """The plan that two traces make, and the names of the passes that changed something."""
     shorter, longer = traces
     looped = (_operators(longer.graph_module) - _operators(shorter.graph_module)) / (longer.length - shorter.length)
+    if [d.outcome for d in shorter.decisions] != [d.outcome for d in longer.decisions]:
+        where = longer.decisions[-1].location if longer.decisions else shorter.decisions[-1].location
+        text = "A step branches on a tensor, or forward does so in another way at another length."
+        raise refuse("LR015", text, where)
     reads = [numbers_as_tensors(t.graph_module.graph) for t in traces]
     for t in traces:
         normalize(t.graph_module)
@@ -285,8 +296,13 @@ def _rewritten(
         mixed=longer.mixed,
         pays_from=pays_from(looped, _operators(graph_module), _kernels(graph_module)),
         reads_numbers=any(reads),
+        decisions=longer.decisions,
         numbers=StepNumbers([numbers.series[k] for k in series]) if numbers is not None and series else None,
     )
+    if plan.decisions and any(
+        is_random(n) for g in graph_module.modules() if isinstance(g, fx.GraphModule) for n in g.graph.nodes
+    ):
+        raise refuse("LR015", "forward branches on a tensor and draws random numbers.", plan.decisions[0].location)
     if not result.recurrences:
         raise refuse("LR001", "The loop carries no state and holds no operator that could leave it.")
     return plan, result.changed_by
@@ -350,6 +366,7 @@ def _trace(
     length: int,
     varied: Varied,
     known: Memos,
+    branches: bool,
 ) -> Trace:
     short = resize(leaves, axis.dims, length)
     for i, leaf in enumerate(leaves):
@@ -360,7 +377,8 @@ def _trace(
         {d: torch.export.Dim.AUTO for d in sorted(free) if x.shape[d] > 1} or None
         for x, free in zip(tensors, free_dims(leaves, axis, varied), strict=True)
     ]
-    result = trace(module, forward, spec, short, dynamic, known)
+    decisions = count_calls(module, forward, spec, short).decisions if branches else []
+    result = trace(module, forward, spec, short, dynamic, known, decisions)
     result.length = length
     return result
 

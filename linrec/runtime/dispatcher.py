@@ -27,7 +27,7 @@ from linrec.ops.opaque import is_traced
 from linrec.ops.precision import uncached_autocast
 from linrec.runtime.compile import Compiled, Options, compile_call
 from linrec.runtime.placement import default_device, under_default_device, without_default_device
-from linrec.runtime.plan import Plan
+from linrec.runtime.plan import OtherBranch, Plan
 from linrec.runtime.signature import PLAIN, flattened, global_hooks, hooked, is_positional, known, ordinary, signature
 from linrec.runtime.state import Seen
 from linrec.runtime.traced import Traced, is_callable
@@ -330,6 +330,13 @@ class Dispatcher:
             return plan.run(self.module, tensors, values)
         except PASSING:
             raise
+        except OtherBranch as other:
+            result = self.original(*args, **kwargs)
+            if not plan.told:
+                plan.told = True
+                text = f"linrec runs the original code of {self.name or 'the model'} where {other}."
+                warnings.warn(text, stacklevel=4)
+            return result
         except Exception as error:  # what the user's code does wrong, the original says better
             result = self.original(*args, **kwargs)
             text = f"at length {length} the rewritten graph fails: {type(error).__name__}: {error}."
@@ -445,7 +452,10 @@ class Dispatcher:
         with self.settings.turns.alone() as free:
             if not free:
                 return Obstruction("LR014", "", "another thread is compiling.")
-            problem = check_length(plan, self.module, self.original, spec, leaves, length)
+            try:
+                problem = check_length(plan, self.module, self.original, spec, leaves, length)
+            except OtherBranch as other:
+                return Obstruction("LR015", "", str(other))
         if problem is None:
             plan.checked = max(plan.checked, length)
             plan.seen.add(length)

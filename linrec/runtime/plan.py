@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from linrec.capture.discover import TimeAxis
 from linrec.capture.numbers import StepNumbers
-from linrec.capture.trace import Slot, Source
+from linrec.capture.trace import Decision, Slot, Source
 from linrec.ir import members
 from linrec.ir.obstruction import Obstruction
 from linrec.ir.recurrence import Recurrence
@@ -44,6 +44,8 @@ class Plan:
         seen: the lengths that were checked.
         numbers: those that Python computes for the steps, where it does.
         reads_numbers: whether forward reads numbers off tensors: those that it calls operators with are others then.
+        decisions: the tensors on which forward branches, and how it did when it was traced.
+        told: whether a warning has said that forward branches otherwise at times.
         mixed: whether autocast decided on dtypes; its casts are operators of the graph, which runs without it.
     """
 
@@ -69,6 +71,8 @@ class Plan:
     seen: set[int] = field(default_factory=set)
     numbers: StepNumbers | None = None
     reads_numbers: bool = False
+    decisions: list[Decision] = field(default_factory=list)
+    told: bool = False
 
     def admits(self, module: nn.Module, tensors: Sequence[Tensor], length: int) -> bool:
         """Whether the guards hold for these tensor leaves."""
@@ -167,11 +171,14 @@ class Plan:
                 flat = self.graph_module.forward(*arguments)
         else:
             flat = self.graph_module.forward(*arguments)
-        user: list[Tensor] = []
+        user: list[Tensor] = [x for (kind, _), x in zip(self.outputs, flat, strict=True) if kind == "user"]
+        for d in self.decisions:
+            if bool(user[d.condition.position]) != d.outcome:
+                raise OtherBranch(f"the branch at {d.location} goes otherwise than when it was compiled")
         for (kind, what), value in zip(self.outputs, flat, strict=True):
             if kind == "user":
-                user.append(value)
-            elif kind == "buffer":
+                continue
+            if kind == "buffer":
                 with torch.no_grad():
                     lookup(module, what).copy_(value)
             else:
@@ -179,6 +186,10 @@ class Plan:
         for path, name, spec, leaves in self.attributes:
             setattr(module.get_submodule(path), name, _assemble(spec, leaves, user))
         return _assemble(self.out_spec, self.out_leaves, user)
+
+
+class OtherBranch(Exception):
+    """Forward takes another branch at these inputs than when it was traced: the plan is none for them."""
 
 
 def _assemble(spec: Any, leaves: list[Any], values: list[Tensor]) -> Any:

@@ -110,7 +110,7 @@ def _kinds(leaves: Sequence[Any]) -> tuple[Any, ...]:
 
 def _form(plan: Plan) -> int | None:
     """How many tensors a plan returns, 0 for one that is no tuple; None where a call does more than return tensors."""
-    if plan.has_effects or plan.mixed:
+    if plan.has_effects or plan.mixed or plan.decisions:
         return None
     if not all(isinstance(x, Slot) for x in plan.out_leaves) or len({x.position for x in plan.out_leaves}) < len(
         plan.out_leaves

@@ -22,7 +22,7 @@ from linrec.ir import members
 from linrec.ir.obstruction import Obstruction, Refused, refuse
 from linrec.ir.results import leaves_of_result
 from linrec.ops.precision import no_autocast
-from linrec.runtime.plan import Plan, lookup
+from linrec.runtime.plan import OtherBranch, Plan, lookup
 
 _TO_DOUBLE = {
     torch.float32: torch.float64,
@@ -89,6 +89,7 @@ def validate(plan: Plan, module: nn.Module, forward: Any, spec: Any, leaves: Seq
         Refused: LR010 with what differs.
     """
     tracked = plan.min_length + 2
+    compared = 0
     for length, batch, noise in ((tracked + 1, 0, 0.0), (tracked + 22, 1, 0.1)):
         longer = _without_repeats(resize(leaves, plan.axis.dims, length), leaves, plan.axis.dims)
         sized = _rebatch(plan, longer, batch)
@@ -98,8 +99,15 @@ def validate(plan: Plan, module: nn.Module, forward: Any, spec: Any, leaves: Seq
         _take_numbers(plan, module, forward, spec, sized, length)
         try:
             _compare(plan, module, forward, spec, sized, noise, length)
+            compared += 1
+        except OtherBranch:
+            continue
         except Refused as error:
             raise _other_operators(plan, module, forward, spec, sized, length) or error from None
+
+    if not compared:
+        text = "forward branches on a tensor, and goes otherwise at every length at which it could be compared."
+        raise refuse("LR015", text, plan.decisions[0].location)
 
 
 def _other_operators(
@@ -194,6 +202,8 @@ def _copied(x: Any) -> Any:
 
 
 def _agree(reference: dict[str, Any], ours: dict[str, Any] | Exception, length: int) -> None:
+    if isinstance(ours, OtherBranch):
+        raise ours
     if isinstance(ours, Exception):
         raise refuse("LR010", f"At length {length} the rewritten graph fails: {type(ours).__name__}: {ours}.")
     for what, a in reference.items():
@@ -203,6 +213,8 @@ def _agree(reference: dict[str, Any], ours: dict[str, Any] | Exception, length: 
 
 
 def _no_worse(truth: dict[str, Any], loop: dict[str, Any], ours: dict[str, Any] | Exception, length: int) -> None:
+    if isinstance(ours, OtherBranch):
+        raise ours
     if isinstance(ours, Exception):
         raise refuse("LR010", f"At length {length} the rewritten graph fails: {type(ours).__name__}: {ours}.")
     grads = [g for what, g in truth.items() if what.startswith("gradient of") and isinstance(g, Tensor) and g.numel()]
@@ -393,6 +405,8 @@ def _counted(
 ) -> tuple[Record, Counter[Any]]:
     """A run of the original, and its calls by function, constant numbers and gradient mode."""
     found = count_calls(module, forward, spec, leaves, plan.numbers is not None)
+    if plan.decisions and found.decisions != [d.outcome for d in plan.decisions]:
+        raise OtherBranch("not the branches that were traced")
     counts: Counter[Any] = found.calls
     if plan.reads_numbers:
         counts = Counter()
@@ -431,6 +445,9 @@ def check_length(
     runs in, and its values with the plan.
 
     Short traces cannot see a branch on a later step, or a cap on the number of steps.
+
+    Raises:
+        OtherBranch: the original takes other branches on tensors than those of the plan.
     """
     if plan.signature_counts is None:
         first, second = plan.min_length, plan.min_length + 2

@@ -1,0 +1,162 @@
+"""Branches on tensors around the loop: a plan is for the way that they went when it was made, and asks at every call."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import linrec
+
+from .samples import WIDTH, agree, gradients, series, steps_of
+
+
+class Checked(nn.Module):
+    def __init__(self, before: Callable[[Any, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.before = before
+        self.w = nn.Parameter(torch.linspace(0.3, 0.9, WIDTH, dtype=torch.float64))
+        self.limit = torch.tensor(50.0, dtype=torch.float64)
+        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+        self.last: Any = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.before(self, x)
+        h, out = torch.zeros_like(x[:, 0]), []
+        for t in range(x.shape[1]):
+            h = self.w * h + x[:, t]
+            out.append(h)
+        self.last = h.detach()
+        self.count.add_(1.0)
+        return torch.stack(out, 1)
+
+
+def asserted(m: Any, x: Tensor) -> Tensor:
+    assert torch.isfinite(x).all(), "not finite"
+    return x
+
+
+def raised(m: Any, x: Tensor) -> Tensor:
+    if (x.abs() > m.limit).any():
+        raise ValueError("too large")
+    return x
+
+
+def scaled(m: Any, x: Tensor) -> Tensor:
+    if x.abs().amax() > m.limit:
+        x = x / x.abs().amax()
+    return x
+
+
+def of_a_parameter(m: Any, x: Tensor) -> Tensor:
+    return x * 2 if m.w.sum() > 2.5 else x
+
+
+def twice(m: Any, x: Tensor) -> Tensor:
+    x = scaled(m, x)
+    if not x.abs().mean() < 10 and x.abs().min() >= 0:
+        x = x.tanh()
+    return x
+
+
+@pytest.mark.filterwarnings("ignore:linrec runs the original code")
+@pytest.mark.parametrize("before", [asserted, raised, scaled, of_a_parameter, twice])
+def test_a_branch_before_the_loop(before: Callable[[Any, Tensor], Tensor]) -> None:
+    oracle = Checked(before)
+    model = linrec.parallelize(copy.deepcopy(oracle), when="always")
+
+    def both(x: Tensor) -> None:
+        found: list[Any] = []
+        for m in (model, oracle):
+            try:
+                found.append(gradients(m, x))
+            except (AssertionError, ValueError) as error:
+                found.append(error)
+        if isinstance(found[1], Exception):
+            texts = [str(error).partition("\n")[0] for error in found]
+            assert type(found[0]) is type(found[1]) and texts[0] == texts[1]
+            return
+        for actual, expected in zip(*found, strict=True):
+            agree(actual, expected)
+        agree(model.count, oracle.count)
+        agree(model.last, oracle.last)
+
+    for length in (17, 40, 9):
+        both(series(2, length))
+        both(1000 * series(2, length))
+        bad = series(2, length)
+        bad[0, 3] = float("inf")
+        if before is asserted:
+            both(bad)
+        both(series(3, length))
+    with torch.no_grad():
+        for m in (model, oracle):
+            m.w.copy_(torch.tensor([0.9, 0.8, 0.95]))
+            m.limit.fill_(0.1)
+    for length in (17, 40, 64):
+        both(series(2, length))
+        both(0.01 * series(2, length))
+    report = linrec.report(model)
+    assert report.recurrences and all(r.parallel for r in report.recurrences), report
+    assert not report.obstructions
+
+
+def test_it_says_once_that_the_original_runs() -> None:
+    model = linrec.parallelize(Checked(scaled), when="always")
+    for _ in range(2):  # `last` is a tensor from the second call on
+        model(series(2, 17))
+    with pytest.warns(UserWarning, match=r"where the branch at test_branches\.py:\d+ goes otherwise") as told:
+        for _ in range(3):
+            model(1000 * series(2, 17))
+    assert len(told) == 1
+
+
+def test_it_is_parallel() -> None:
+    model = linrec.parallelize(Checked(asserted), when="always")
+    x = series(2, 40).requires_grad_()
+    model(x)
+    assert steps_of(lambda: model(x)) < 40
+
+
+def test_a_branch_in_every_step() -> None:
+    class Reset(Checked):
+        def forward(self, x: Tensor) -> Tensor:
+            h, out = torch.zeros_like(x[:, 0]), []
+            for t in range(x.shape[1]):
+                h = x[:, t] if x[:, t].sum() > 1 else self.w * h + x[:, t]
+                out.append(h)
+            return torch.stack(out, 1)
+
+    oracle = Reset(asserted)
+    model = linrec.parallelize(copy.deepcopy(oracle), when="always")
+    for length in (17, 40):
+        agree(model(series(2, length)), oracle(series(2, length)))
+    (found,) = linrec.report(model).obstructions
+    assert found.id == "LR015" and found.location.startswith("test_branches.py")
+
+
+@pytest.mark.filterwarnings("ignore:linrec runs the original code")
+def test_another_loop_in_the_other_branch() -> None:
+    """Only the branch that was taken is known."""
+
+    class Either(Checked):
+        def forward(self, x: Tensor) -> Tensor:
+            if x.sum() > 0:
+                return super().forward(x)
+            h, out = torch.zeros_like(x[:, 0]), []
+            for t in reversed(range(x.shape[1])):
+                h = 0.5 * h + x[:, t]
+                out.append(h)
+            return torch.stack(out, 1)
+
+    oracle = Either(asserted)
+    model = linrec.parallelize(copy.deepcopy(oracle), when="always")
+    for length in (17, 40, 9):
+        x = series(2, length).abs()
+        for y in (x, -x, x):
+            for actual, expected in zip(gradients(model, y), gradients(oracle, y), strict=True):
+                agree(actual, expected)
