@@ -281,6 +281,9 @@ READS_REQUIRES_GRAD = "Tensor.requires_grad"
 _REQUIRES_GRAD: Any = Tensor.requires_grad.__get__  # type: ignore[attr-defined]
 
 
+_SETTERS = {getattr(Tensor, name).__set__: name for name in ("data", "grad", "requires_grad")}
+
+
 class _Calls(TorchFunctionMode):
     """Counts the calls, and notes in which gradient mode they are made, which operators themselves do not show."""
 
@@ -292,12 +295,14 @@ class _Calls(TorchFunctionMode):
         if self.grad and not torch.is_grad_enabled():
             self.record.events.append(("no_grad", (), (str(getattr(func, "__name__", func)),)))
         leaves = pytree.tree_leaves((args, kwargs))
-        if getattr(func, "__name__", "") == "__set__":
-            self.record.set.add(getattr(func.__self__, "__name__", ""))
+        if func in _SETTERS:
+            self.record.set.add(_SETTERS[func])
         name = READS_REQUIRES_GRAD if func == _REQUIRES_GRAD else getattr(func, "__qualname__", None) or str(func)
         if self.log:
             given = tuple(n for n in map(number, leaves) if n is not None)
             self.record.log.append((name, given, torch.is_grad_enabled()))
+        if name == "aten::detach":  # TorchScript's own: how many it runs depends on how often it was called before
+            return func(*args, **(kwargs or {}))
         self.record.calls[(name, tuple(x for x in leaves if type(x) is float), torch.is_grad_enabled())] += 1
         out = func(*args, **(kwargs or {}))
         if getattr(func, "__name__", "") == "__bool__":
