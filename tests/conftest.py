@@ -37,7 +37,12 @@ SLOW = (
 )
 """What `make test` leaves to `make test-all`, so that it stays within minutes on two cores."""
 
-ONE_IN = {"tests/models/test_parallel.py": 5, "tests/lowering/test_lowerings.py": 4, "tests/loops/": 20}
+ONE_IN = {
+    "tests/models/test_parallel.py": 6,
+    "tests/lowering/test_lowerings.py": 5,
+    "tests/loops/": 24,
+    "tests/runtime/test_numbers.py": 3,
+}
 """Of these files and folders it runs one test in so many; always the same ones."""
 
 

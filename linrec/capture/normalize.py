@@ -142,6 +142,8 @@ def _simplify(graph: fx.Graph, node: fx.Node) -> None:
     if target in _IDENTITY and isinstance(node.args[0], fx.Node):
         if not any(user.op == "output" for user in node.users):
             _replace(node, node.args[0])
+    elif target is aten.detach.default and node.args[0].target is target:
+        _replace(node, node.args[0])
     elif target in _VIEWS:
         if node.args[0].op != "placeholder" and shape_of(node.args[0]) == shape_of(node):
             _replace(node, node.args[0])

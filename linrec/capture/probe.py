@@ -310,6 +310,15 @@ class _Calls(TorchFunctionMode):
         return out
 
 
+def calls_of(forward: Any, spec: Any, leaves: Sequence[Any]) -> Counter[Hashable]:
+    """Run `forward`, with all that it does, and count its calls."""
+    found = Record()
+    args, kwargs = pytree.tree_unflatten(list(leaves), spec)
+    with _Calls(found, False):
+        forward(*args, **kwargs)
+    return found.calls
+
+
 def count_calls(module: nn.Module, forward: Any, spec: Any, leaves: Sequence[Any], log: bool = False) -> Record:
     """Run `forward` and only count its calls: cheaper than `record`, for long inputs. With `log` also list them.
 

@@ -221,6 +221,7 @@ def assigned(saved: Snapshot, module: nn.Module, known: Memos) -> list[tuple[str
                         found += [(paths[id(sub)], name, value) for name, value in new]
                         continue
                 changed = [n for n in {**old_items, **(live or {})} if (live or {}).get(n) is not old_items.get(n)]
+                changed.sort(key=lambda n: n in old_items and n in (live or {}))  # what is new, or gone, first
                 where = ".".join(filter(None, (paths[id(sub)], *changed[:1])))
                 raise refuse("LR013", f"forward assigns the {kind} {where!r}.")
         for name, value in sub.__dict__.items():

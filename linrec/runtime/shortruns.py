@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from linrec.capture.discover import SHORT, TimeAxis
-from linrec.capture.probe import READS_REQUIRES_GRAD, attribute_reads, record, resize, undone
+from linrec.capture.probe import READS_REQUIRES_GRAD, attribute_reads, calls_of, record, resize, undone
 from linrec.capture.snapshot import Memos, memos, snapshot_attributes
 from linrec.ir import members
 from linrec.ir.obstruction import refuse
@@ -98,16 +98,17 @@ def reads_gradient_flags(module: nn.Module, forward: Any, spec: Any, leaves: Seq
 
 
 def find_memos(module: nn.Module, forward: Any, spec: Any, leaves: Sequence[Any], axis: TimeAxis) -> Memos:
-    """What forward changes outside its tensors in a first run, and no more in a second one of another length."""
-    runs = [resize(leaves, axis.dims, length) for length in (SHORT, SHORT + 2)]
+    """What forward changes outside its tensors in a first run and no more in others that run the same operators:
+    one of the same length, and a longer one."""
+    runs = [resize(leaves, axis.dims, length) for length in (SHORT, SHORT, SHORT + 2)]
     with undone(module, leaves), torch.no_grad():
         before = snapshot_attributes(module)
         try:
-            args, kwargs = pytree.tree_unflatten(runs[0], spec)
-            forward(*args, **kwargs)
+            calls = calls_of(forward, spec, runs[0])
             first = snapshot_attributes(module)
-            args, kwargs = pytree.tree_unflatten(runs[1], spec)
-            forward(*args, **kwargs)
+            if calls_of(forward, spec, runs[1]) != calls:
+                return Memos()
+            calls_of(forward, spec, runs[2])
         except Exception:  # the user's, at a length that the model does not take
             return Memos()
         return memos(before, first)

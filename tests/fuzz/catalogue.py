@@ -252,10 +252,15 @@ MIXING = {
 """Affine, elements of the state exchanged."""
 
 NUMBERED = {
-    "s": ["H * t_n * 0.01"],
-    "d": ["H * t_n * 0.02", "(H - x_t / (t_n + 2)) * 0.5"],
-    "n": ["H * t_n * 0.01"],
-    "c": ["H * t_n * 0.01"],
+    "s": ["H * t_n * 0.01", "H * 0.9**t_n"],
+    "d": [
+        "H * t_n * 0.02",
+        "(H - x_t / (t_n + 2)) * 0.5",
+        "H * (1 / (t_n + 1.5))",
+        "0.5 * (0.8**t_n * H + 0.3 / 1.1**t_n)",
+    ],
+    "n": ["H * t_n * 0.01", "0.5 * H * (t_n % 3)"],
+    "c": ["H * t_n * 0.01", "H * 0.9**t_n"],
 }
 """Affine, with the number of the step as a number."""
 

@@ -65,7 +65,7 @@ class _Writer:
         # A graph with writes is traced three times as slowly: one program in three has them.
         self.writes = pick.one([False, False, True])
         # What surrounds the loop, or depends on the number of the step.
-        self.extra = pick.one([*[""] * 9, "number", "number", "branch", "dropout before", "hook"])
+        self.extra = pick.one([*[""] * 9, "number", "number", "branch", "dropout before", "hook", "check", "item"])
         if self.walk in ("zip", "iterate") and self.extra in ("number", "branch"):
             self.extra = ""
         self.states: list[_State] = []
@@ -230,6 +230,10 @@ class _Writer:
             head.append("m = mask")
         if self.extra == "dropout before":
             head.insert(0, "x = F.dropout(x, 0.3, self.training)")
+        if self.extra == "check":
+            head.insert(0, "assert torch.isfinite(x).all()")
+        if self.extra == "item":
+            head.insert(0, "x = x / (1 + 0.1 * x.abs().mean().item())")
         numbered = ["t_n"] if "t_n" in text else []
         loop, reads = self._walk(hoisted)
         starts, pack, unpack = self._storage(owner)

@@ -212,3 +212,83 @@ def test_a_module_that_forward_makes() -> None:
         ):
             agree(actual, expected)
     assert linrec.report(model).parallel
+
+
+class Running(nn.Module):
+    """Running statistics of the steps, which carry no gradient."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+        self.w = nn.Parameter(torch.linspace(0.3, 0.9, WIDTH, dtype=torch.float64))
+        self.register_buffer("mean", torch.zeros(WIDTH, dtype=torch.float64))
+        self.plain = torch.zeros(WIDTH, dtype=torch.float64)
+
+    def update(self, x: Tensor) -> Tensor:
+        if self.how == "copy":
+            with torch.no_grad():
+                self.mean.copy_(0.9 * self.mean + 0.1 * (self.w * x).mean(0))
+            return self.mean
+        if self.how == "in place":
+            with torch.no_grad():
+                self.mean.mul_(0.9).add_((self.w * x).mean(0), alpha=0.1)
+            return self.mean
+        if self.how == "assigned":
+            with torch.no_grad():
+                self.plain = 0.9 * self.plain + 0.1 * (self.w * x).mean(0)
+            return self.plain
+        self.plain = (0.9 * self.plain + 0.1 * (self.w * x).mean(0)).detach()
+        return self.plain
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, out = torch.zeros_like(x[:, 0]), []
+        for t in range(x.shape[1]):
+            h = self.w * h + self.w * x[:, t] - self.update(x[:, t])
+            out.append(h)
+        return torch.stack(out, 1)
+
+
+@pytest.mark.parametrize("how", ["copy", "in place", "assigned", "detached"])
+def test_running_statistics(how: str) -> None:
+    oracle = Running(how)
+    model = linrec.parallelize(copy.deepcopy(oracle), when="always")
+    for batch, length in ((2, 17), (3, 40), (2, 9)):
+        x = series(batch, length)
+        for actual, expected in zip(gradients(model, x), gradients(oracle, x), strict=True):
+            agree(actual, expected)
+        for name in ("mean", "plain"):
+            agree(getattr(model, name), getattr(oracle, name))
+            assert getattr(model, name).requires_grad == getattr(oracle, name).requires_grad
+    report = linrec.report(model)
+    assert report.recurrences and all(r.parallel for r in report.recurrences), report
+
+
+def test_a_state_that_is_cut_off_from_what_it_starts_from() -> None:
+    """The first step still reads it with its gradient, where something else reads the old state."""
+
+    class Started(Running):
+        def forward(self, x: Tensor, h: Tensor) -> Tensor:  # type: ignore[override]
+            out = []
+            for t in range(x.shape[1]):
+                if self.how == "before":
+                    out.append(h * x[:, t])
+                h = (self.w * h + x[:, t]).detach()
+                if self.how == "after":
+                    out.append(h * x[:, t])
+            return torch.stack(out, 1)
+
+    for how in ("before", "after"):
+        oracle = Started(how)
+        model = linrec.parallelize(copy.deepcopy(oracle), when="always")
+        for length in (17, 40, 9):
+            found = []
+            for m in (model, oracle):
+                x, h = (y.clone().requires_grad_() for y in (series(2, length), series(2, length, seed=1)[:, 0]))
+                out = m(x, h)
+                grads = torch.autograd.grad(out.sin().sum(), [x, h, m.w], allow_unused=True)
+                found.append([out, *(torch.zeros(1) if g is None else g for g in grads)])
+            for actual, expected in zip(*found, strict=True):
+                if actual.shape == expected.shape:
+                    agree(actual, expected)
+                else:  # none, and zeros
+                    assert not actual.any() and not expected.any()

@@ -96,6 +96,14 @@ def first_length(m: Any, x: Tensor) -> Tensor:
     return x / STATISTICS.setdefault("length", x.shape[1])
 
 
+def first_call(m: Any, x: Tensor) -> Tensor:
+    """Does something else in a first call."""
+    if "called" in SAID:
+        return x
+    SAID.add("called")
+    return x * 2
+
+
 def first_of_both(m: Any, x: Tensor) -> Tensor:
     return x / STATISTICS.setdefault("length", (str(x.dtype), [x.shape[1]]))[1][0]
 
@@ -126,12 +134,12 @@ def test_memos(before: Callable[[Any, Tensor], Tensor], warm: bool) -> None:
     assert set(BACKENDS) <= {Tensor, nn.Parameter}
 
 
-@pytest.mark.parametrize("before", [counted, listed, first_mean, first_length, first_of_both])
+@pytest.mark.parametrize("before", [counted, listed, first_mean, first_length, first_of_both, first_call])
 def test_what_depends_on_calls_or_data(before: Callable[[Any, Tensor], Tensor]) -> None:
     """The model runs as it came, and keeps what it keeps."""
     results = []
     for wrap in (lambda m: m, functools.partial(linrec.parallelize, when="always")):
-        for held in (STATISTICS, LINES):
+        for held in (STATISTICS, LINES, SAID):
             held.clear()  # type: ignore[attr-defined]
         model: Any = wrap(Leaky(before))
         outputs = [model(series(2, length, seed=length)) for length in (17, 40, 9)]

@@ -284,8 +284,8 @@ def test_report_of_a_part() -> None:
     agree(model(series()), oracle(series()))
 
 
-def test_a_buffer_that_is_assigned_is_named() -> None:
-    """As stateful neurons keep their membrane."""
+def test_what_is_registered_in_forward_is_named() -> None:
+    """A buffer may be assigned, as stateful neurons do with their membrane; one more is another model."""
 
     class Neuron(nn.Module):
         def __init__(self) -> None:
@@ -293,6 +293,7 @@ def test_a_buffer_that_is_assigned_is_named() -> None:
             self.register_buffer("membrane", torch.zeros(0), persistent=False)
 
         def forward(self, x: Tensor, h: Tensor) -> Tensor:
+            self.register_buffer("spikes", torch.zeros_like(x))
             self.membrane = 0.9 * h + x
             return self.membrane
 
@@ -312,4 +313,4 @@ def test_a_buffer_that_is_assigned_is_named() -> None:
     same(model, Net(), series(2, 12))
     (problem,) = linrec.report(model).obstructions
     assert problem.id == "LR013"
-    assert "the buffer 'neuron.membrane'" in problem.explanation
+    assert "the buffer 'neuron.spikes'" in problem.explanation

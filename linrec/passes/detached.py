@@ -1,0 +1,61 @@
+"""States that carry no gradient: running statistics whose update is a whole under `no_grad`, or ends in `detach`. They
+are those of inputs without gradient, and the recurrence itself then has no `detach` in it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, fx
+
+from linrec.ir.nodes import emit, value
+from linrec.ir.scan import is_random
+from linrec.passes.rewrite import ScanView
+
+aten = torch.ops.aten
+
+
+def detach_inputs(graph_module: fx.GraphModule, node: fx.Node) -> None:
+    """Move the `detach` at the end of a state's update to all that the update reads, where nothing else reads the old
+    state: the gradient of the state that the loop starts from is cut off as well, then."""
+    view = ScanView.of(graph_module, node)
+    initial = list(view.initial)
+    for i, (carry, update) in enumerate(zip(view.carries, view.updates, strict=True)):
+        if update.target is not aten.detach.default or not isinstance(update.args[0], fx.Node):
+            continue
+        inner = _needed(update)
+        private = all(user in inner for user in carry.users)
+        if carry not in inner or not private or any(is_random(n) for n in inner):
+            continue
+        initial[i] = emit(graph_module.graph, node, aten.detach.default, (initial[i],), initial[i])
+        update.replace_all_uses_with(_copied(view, update, carry, inner))
+    node.args = (view.length, tuple(initial), *node.args[2:])
+    view.step.eliminate_dead_code()
+
+
+def _needed(update: fx.Node) -> set[fx.Node]:
+    """All that a node is computed from, itself included."""
+    found: set[fx.Node] = set()
+    pending = [update]
+    while pending:
+        node = pending.pop()
+        if node not in found:
+            found.add(node)
+            pending += node.all_input_nodes
+    return found
+
+
+def _copied(view: ScanView, update: fx.Node, carry: fx.Node, inner: set[fx.Node]) -> fx.Node:
+    """The update anew, of inputs without gradient."""
+    copies: dict[fx.Node, fx.Node] = {carry: carry}
+    for node in list(view.step.nodes):
+        if node not in inner or node is carry:
+            continue
+        if node.op == "placeholder":
+            with_gradient = isinstance(value(node), Tensor) and value(node).dtype.is_floating_point
+            with_gradient |= isinstance(value(node), Tensor) and value(node).dtype.is_complex
+            copies[node] = emit(view.step, update, aten.detach.default, (node,), node) if with_gradient else node
+        elif node.target is aten.detach.default:
+            copies[node] = copies[node.args[0]]
+        else:
+            with view.step.inserting_before(update):
+                copies[node] = view.step.node_copy(node, copies.__getitem__)
+    return copies[update]
