@@ -96,6 +96,8 @@ def unpacked() -> contextlib.AbstractContextManager[None]:
 
 def replaced(tensor: Tensor, data: Tensor) -> bool:
     """Whether a tensor has other memory than it had, as after an assignment to its `data`."""
+    if tensor.layout is not torch.strided:
+        return tensor.layout is not data.layout
     return tensor.data_ptr() != data.data_ptr() or tensor.shape != data.shape or tensor.dtype != data.dtype
 
 

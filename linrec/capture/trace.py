@@ -14,7 +14,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import FrameType
 from typing import Any, cast
 
@@ -82,6 +82,13 @@ class Trace:
     decisions: list[Decision] = field(default_factory=list)
     literals: frozenset[str] = frozenset()
 
+    def copy(self) -> Trace:
+        """One whose graph can be rewritten apart from this one's."""
+        graph, copies = fx.Graph(), dict[fx.Node, fx.Node]()
+        result = graph.graph_copy(self.graph_module.graph, copies)
+        graph.output(result).meta = dict(self.graph_module.graph.output_node().meta)
+        return replace(self, graph_module=fx.GraphModule(self.graph_module, graph), sources=[*self.sources])
+
 
 class _Slot:
     """Marks a leaf that is a tensor output of the graph (its value is the position in the flat outputs)."""
@@ -113,6 +120,11 @@ class Decision:
     outcome: bool
     location: str
 
+    @property
+    def otherwise(self) -> str:
+        """What there is to say of a call in which it goes the other way."""
+        return f"the branch at {self.location} goes otherwise than when it was compiled"
+
 
 class _UserFrames(TorchFunctionMode):
     """Notes for every operator of a trace the innermost line of user code that called it; torch keeps only the frames
@@ -136,7 +148,8 @@ class _UserFrames(TorchFunctionMode):
                     self.loose.add(item.data_ptr())
         if getattr(func, "__name__", "") == "__bool__" and self.decisions and isinstance(args[0], Tensor):
             where = f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno}" if frame is not None else ""
-            self.decided.append(Decision(args[0], self.decisions.pop(0), where))
+            # As it is now: the program may write into it later.
+            self.decided.append(Decision(args[0].clone(), self.decisions.pop(0), where))
             return self.decided[-1].outcome
         if frame is None:
             return func(*args, **(kwargs or {}))
@@ -292,10 +305,22 @@ def trace(
     out_spec, out_leaves, attributes, decided = flat.results.value
     found = _as_trace(program, module, out_spec, out_leaves, attributes, flat.results.loose)
     _merge_literals(found, literals)
+    _detach_buffers(found)
     found.mixed = mixed
     found.decisions = decided
     found.literals = frozenset(name for name, key in literals.items() if isinstance(key[-1], bytes))
     return found
+
+
+def _detach_buffers(trace: Trace) -> None:
+    """What is written into a buffer carries no gradient: the value without, where the program has it."""
+    output = trace.graph_module.graph.output_node()
+    values = list(output.args[0])
+    for k, (kind, _) in enumerate(trace.outputs):
+        if kind == "buffer":
+            without = (u for u in values[k].users if u.target is torch.ops.aten.detach.default)
+            values[k] = next(without, values[k])
+    output.args = (tuple(values),)
 
 
 def _literals(program: Any) -> dict[str, tuple[Hashable, ...]]:

@@ -14,21 +14,35 @@ aten = torch.ops.aten
 
 
 def detach_inputs(graph_module: fx.GraphModule, node: fx.Node) -> None:
-    """Move the `detach` at the end of a state's update to all that the update reads, where nothing else reads the old
-    state: the gradient of the state that the loop starts from is cut off as well, then."""
+    """Move the `detach` at the end of a state's update to all that the update reads, where the old state reaches
+    nothing else: the gradient of the state that the loop starts from is cut off as well, then."""
     view = ScanView.of(graph_module, node)
     initial = list(view.initial)
     for i, (carry, update) in enumerate(zip(view.carries, view.updates, strict=True)):
         if update.target is not aten.detach.default or not isinstance(update.args[0], fx.Node):
             continue
         inner = _needed(update)
-        private = all(user in inner for user in carry.users)
-        if carry not in inner or not private or any(is_random(n) for n in inner):
+        if carry not in inner or _reaches_more(carry, inner) or any(is_random(n) for n in inner):
             continue
         initial[i] = emit(graph_module.graph, node, aten.detach.default, (initial[i],), initial[i])
         update.replace_all_uses_with(_copied(view, update, carry, inner))
     node.args = (view.length, tuple(initial), *node.args[2:])
     view.step.eliminate_dead_code()
+
+
+def _reaches_more(carry: fx.Node, inner: set[fx.Node]) -> bool:
+    """Whether something besides its own update reads a state with its gradient, or what was computed of it."""
+    pending, seen = [carry], {carry}
+    while pending:
+        for user in pending.pop().users:
+            if user.target is aten.detach.default:
+                continue
+            if user not in inner:
+                return True
+            if user not in seen:
+                seen.add(user)
+                pending.append(user)
+    return False
 
 
 def _needed(update: fx.Node) -> set[fx.Node]:

@@ -232,12 +232,13 @@ def _at_lengths(
         return Numbers(lengths, [count_calls(module, forward, spec, x, True).log for x in sized])
 
     found = numbers() if differ(*traces) else None
+    again = [t.copy() for t in traces] if found is None and changing else []
     try:
         plan, changed_by = _rewritten(module, traces, axis, name, options, found)
     except Refused as refused:
-        if found is not None or not changing or refused.obstruction.id != "LR004":
+        if not again or refused.obstruction.id != "LR004":
             raise
-        traces = [_trace(module, forward, spec, leaves, axis, length, varied, known, branches) for length in lengths]
+        traces = again
         plan, changed_by = _rewritten(module, traces, axis, name, options, numbers())
     if options.validate:
         try:

@@ -28,13 +28,16 @@ from linrec.ops.precision import uncached_autocast
 from linrec.runtime.compile import Compiled, Options, compile_call
 from linrec.runtime.placement import default_device, under_default_device, without_default_device
 from linrec.runtime.plan import OtherBranch, Plan
-from linrec.runtime.signature import PLAIN, flattened, global_hooks, hooked, is_positional, known, ordinary, signature
+from linrec.runtime.signature import PLAIN, flattened, is_positional, known, ordinary, signature, unsupported
 from linrec.runtime.state import Seen
 from linrec.runtime.traced import Traced, is_callable
 from linrec.runtime.validate import check_length
 
 MAX_SIGNATURES = 24
 """How many signatures of one module are compiled; a number that changes at every call must not compile for ever."""
+
+MOST_OTHERWISE = 4
+"""At how many calls a plan may turn out to be for other branches than those taken, before it is used at one."""
 
 MAX_WAIT = 60.0
 """How long a thread waits for another one to have compiled the model that it calls, in seconds."""
@@ -332,10 +335,7 @@ class Dispatcher:
             raise
         except OtherBranch as other:
             result = self.original(*args, **kwargs)
-            if not plan.told:
-                plan.told = True
-                text = f"linrec runs the original code of {self.name or 'the model'} where {other}."
-                warnings.warn(text, stacklevel=4)
+            self._otherwise(plan, other)
             return result
         except Exception as error:  # what the user's code does wrong, the original says better
             result = self.original(*args, **kwargs)
@@ -409,7 +409,7 @@ class Dispatcher:
 
     def _compiled(self, key: Hashable, spec: Any, leaves: list[Any], found: Compiled) -> Compiled:
         try:
-            problem = _unsupported(self.module)
+            problem = unsupported(self.module)
             if len(self.compiled) >= MAX_SIGNATURES:
                 text = (
                     f"the module was called with more than {MAX_SIGNATURES} combinations of arguments and attributes."
@@ -455,13 +455,23 @@ class Dispatcher:
             try:
                 problem = check_length(plan, self.module, self.original, spec, leaves, length)
             except OtherBranch as other:
-                return Obstruction("LR015", "", str(other))
+                problem = Obstruction("LR015", "", f"{other}; the original runs.")
+                self._otherwise(plan, other)
+                if plan.otherwise >= MOST_OTHERWISE and not plan.seen:
+                    self._broken(plan, 0, problem)
+                return problem
         if problem is None:
             plan.checked = max(plan.checked, length)
             plan.seen.add(length)
         else:
             self._broken(plan, length, problem)
         return problem
+
+    def _otherwise(self, plan: Plan, other: OtherBranch) -> None:
+        """Say once that the original runs where forward branches otherwise."""
+        plan.otherwise += 1
+        if plan.otherwise == 1:
+            warnings.warn(f"linrec runs the original code of {self.name or 'the model'} where {other}.", stacklevel=5)
 
     def _broken(self, plan: Plan, length: int, problem: Obstruction) -> None:
         """Use a plan no more from a length on."""
@@ -488,13 +498,3 @@ def _clipped(leaves: list[Any]) -> Hashable:
 def _may_be_longer(leaves: list[Any]) -> bool:
     """Whether nothing was found because the call is too short to tell."""
     return not any(isinstance(x, Tensor) and any(s >= SHORT for s in x.shape) for x in leaves)
-
-
-def _unsupported(module: nn.Module) -> Obstruction | None:
-    """Why this module cannot be compiled in its present context, if so."""
-    if global_hooks():
-        return Obstruction("LR008", "", "a global module hook is registered.")
-    for name, sub in members.named_modules(module):
-        if sub is not module and hooked(sub):
-            return Obstruction("LR008", "", f"the submodule {name!r} ({type(sub).__name__}) has a hook.")
-    return None

@@ -45,7 +45,7 @@ class Plan:
         numbers: those that Python computes for the steps, where it does.
         reads_numbers: whether forward reads numbers off tensors: those that it calls operators with are others then.
         decisions: the tensors on which forward branches, and how it did when it was traced.
-        told: whether a warning has said that forward branches otherwise at times.
+        otherwise: at how many calls forward was seen to branch otherwise.
         mixed: whether autocast decided on dtypes; its casts are operators of the graph, which runs without it.
     """
 
@@ -72,7 +72,7 @@ class Plan:
     numbers: StepNumbers | None = None
     reads_numbers: bool = False
     decisions: list[Decision] = field(default_factory=list)
-    told: bool = False
+    otherwise: int = 0
 
     def admits(self, module: nn.Module, tensors: Sequence[Tensor], length: int) -> bool:
         """Whether the guards hold for these tensor leaves."""
@@ -174,7 +174,7 @@ class Plan:
         user: list[Tensor] = [x for (kind, _), x in zip(self.outputs, flat, strict=True) if kind == "user"]
         for d in self.decisions:
             if bool(user[d.condition.position]) != d.outcome:
-                raise OtherBranch(f"the branch at {d.location} goes otherwise than when it was compiled")
+                raise OtherBranch(d.otherwise)
         for (kind, what), value in zip(self.outputs, flat, strict=True):
             if kind == "user":
                 continue

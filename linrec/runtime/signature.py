@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from linrec.capture.surroundings import surroundings
+from linrec.ir import members
+from linrec.ir.obstruction import Obstruction
 from linrec.ops.precision import autocast_state
 from linrec.runtime.placement import default_device, device_set_aside
 from linrec.runtime.state import Seen, submodules
@@ -125,3 +127,13 @@ def hooked(module: nn.Module) -> bool:
     return bool(
         module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
     )
+
+
+def unsupported(module: nn.Module) -> Obstruction | None:
+    """Why this module cannot be compiled in its present context, if so."""
+    if global_hooks():
+        return Obstruction("LR008", "", "a global module hook is registered.")
+    for name, sub in members.named_modules(module):
+        if sub is not module and hooked(sub):
+            return Obstruction("LR008", "", f"the submodule {name!r} ({type(sub).__name__}) has a hook.")
+    return None

@@ -406,7 +406,9 @@ def _counted(
     """A run of the original, and its calls by function, constant numbers and gradient mode."""
     found = count_calls(module, forward, spec, leaves, plan.numbers is not None)
     if plan.decisions and found.decisions != [d.outcome for d in plan.decisions]:
-        raise OtherBranch("not the branches that were traced")
+        pairs = zip(plan.decisions, found.decisions, strict=False)
+        first = next((d for d, outcome in pairs if d.outcome != outcome), plan.decisions[-1])
+        raise OtherBranch(first.otherwise)
     counts: Counter[Any] = found.calls
     if plan.reads_numbers:
         counts = Counter()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import linrec
 
-from .samples import WIDTH, agree, gradients, series
+from .samples import WIDTH, agree, same, series
 
 
 class Membrane(nn.Module):
@@ -60,8 +60,7 @@ def test_an_assigned_buffer(kind: Any, persistent: bool, carried: bool) -> None:
     model = linrec.parallelize(copy.deepcopy(oracle), when="always")
     for batch, length in ((2, 17), (2, 17), (2, 40), (3, 9), (3, 17)):
         x = series(batch, length)
-        for actual, expected in zip(gradients(model, x), gradients(oracle, x), strict=True):
-            agree(actual, expected)
+        same(model, oracle, x)
         named = [dict(m.named_buffers()) for m in (model, oracle)]
         assert named[0].keys() == named[1].keys() and named[0]
         assert model.state_dict().keys() == oracle.state_dict().keys()
@@ -139,8 +138,7 @@ def test_assignments_that_no_trace_shows(how: Callable[[Any, Tensor], Tensor], a
     model = linrec.parallelize(copy.deepcopy(oracle), when="always")
     for factor in (1.0, 100.0, 1.0):
         x = factor * series(2, 17)
-        for actual, expected in zip(gradients(model, x), gradients(oracle, x), strict=True):
-            agree(actual, expected)
+        same(model, oracle, x)
         for name in ("w", "mean", "plain"):
             agree(getattr(model, name).detach(), getattr(oracle, name).detach())
         with torch.no_grad():
@@ -160,10 +158,7 @@ def test_a_look_at_the_data() -> None:
     oracle = Normalised(lambda m, x: x, False)
     model = linrec.parallelize(copy.deepcopy(oracle), when="always")
     for length in (17, 40, 9):
-        for actual, expected in zip(
-            gradients(model, series(2, length)), gradients(oracle, series(2, length)), strict=True
-        ):
-            agree(actual, expected)
+        same(model, oracle, series(2, length))
     assert linrec.report(model).parallel
 
 
@@ -207,10 +202,7 @@ def test_a_module_that_forward_makes() -> None:
     oracle = Making(lambda m, x: x, False)
     model = linrec.parallelize(copy.deepcopy(oracle), when="always")
     for length in (17, 40):
-        for actual, expected in zip(
-            gradients(model, series(2, length)), gradients(oracle, series(2, length)), strict=True
-        ):
-            agree(actual, expected)
+        same(model, oracle, series(2, length))
     assert linrec.report(model).parallel
 
 
@@ -254,8 +246,7 @@ def test_running_statistics(how: str) -> None:
     model = linrec.parallelize(copy.deepcopy(oracle), when="always")
     for batch, length in ((2, 17), (3, 40), (2, 9)):
         x = series(batch, length)
-        for actual, expected in zip(gradients(model, x), gradients(oracle, x), strict=True):
-            agree(actual, expected)
+        same(model, oracle, x)
         for name in ("mean", "plain"):
             agree(getattr(model, name), getattr(oracle, name))
             assert getattr(model, name).requires_grad == getattr(oracle, name).requires_grad
@@ -272,12 +263,15 @@ def test_a_state_that_is_cut_off_from_what_it_starts_from() -> None:
             for t in range(x.shape[1]):
                 if self.how == "before":
                     out.append(h * x[:, t])
-                h = (self.w * h + x[:, t]).detach()
+                following = self.w * h + x[:, t]
+                if self.how == "beside":
+                    out.append(following * 2)
+                h = following.detach()
                 if self.how == "after":
                     out.append(h * x[:, t])
             return torch.stack(out, 1)
 
-    for how in ("before", "after"):
+    for how in ("before", "beside", "after"):
         oracle = Started(how)
         model = linrec.parallelize(copy.deepcopy(oracle), when="always")
         for length in (17, 40, 9):
@@ -292,3 +286,4 @@ def test_a_state_that_is_cut_off_from_what_it_starts_from() -> None:
                     agree(actual, expected)
                 else:  # none, and zeros
                     assert not actual.any() and not expected.any()
+        assert "LR010" not in {o.id for o in linrec.report(model).obstructions}, how

@@ -271,3 +271,27 @@ def test_an_input_with_one_step_more() -> None:
         found = [torch.autograd.grad(each(x, v).square().sum(), (x, v)) for each in (ours, oracle)]
         agree(*found)
     assert linrec.report(ours).parallel, str(linrec.report(ours))
+
+
+class Seasoned(nn.Module):
+    """Starts after some steps, of which it takes the mean."""
+
+    def __init__(self, first: int) -> None:
+        super().__init__()
+        self.first = first
+        self.w = nn.Parameter(torch.linspace(0.3, 0.9, WIDTH, dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, out = x[:, : self.first].mean(1), []
+        for t in range(self.first, x.shape[1]):
+            h = self.w * h + x[:, t]
+            out.append(h)
+        return torch.stack(out, 1)
+
+
+@pytest.mark.parametrize("first", [1, 3, 4, 7, 12, 24])
+def test_a_loop_that_begins_late(first: int) -> None:
+    model, oracle = linrec.parallelize(Seasoned(first), when="always"), Seasoned(first)
+    for length in (96, 64, 120):
+        same(model, oracle, series(2, length))
+    assert_parallel(model)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import linrec
 
-from .samples import agree, gradients, series
+from .samples import agree, same, series
 
 BACKENDS: dict[Any, Any] = {}
 STATISTICS: dict[str, Any] = {}
@@ -125,10 +125,7 @@ def test_memos(before: Callable[[Any, Tensor], Tensor], warm: bool) -> None:
     if warm:
         oracle(series())
     for length in (17, 40, 9):
-        for actual, expected in zip(
-            gradients(model, series(2, length)), gradients(oracle, series(2, length)), strict=True
-        ):
-            agree(actual, expected)
+        same(model, oracle, series(2, length))
     report = linrec.report(model)
     assert report.recurrences and all(r.parallel for r in report.recurrences), report
     assert set(BACKENDS) <= {Tensor, nn.Parameter}
@@ -172,7 +169,6 @@ def test_einops() -> None:
     model = linrec.parallelize(copy.deepcopy(oracle), when="always")
     for batch, length in ((2, 17), (3, 40), (1, 9)):
         x = torch.randn(batch, length, 6, dtype=torch.float64)
-        for actual, expected in zip(gradients(model, x), gradients(oracle, x), strict=True):
-            agree(actual, expected)
+        same(model, oracle, x)
     report = linrec.report(model)
     assert report.recurrences and all(r.parallel for r in report.recurrences), report

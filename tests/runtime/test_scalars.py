@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import linrec
 
-from .samples import WIDTH, agree, gradients, series, steps_of
+from .samples import WIDTH, agree, same, series, steps_of
 
 Step = Callable[[Any, Tensor, Tensor], Tensor]
 TABLE = torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64)
@@ -54,14 +54,8 @@ STEPS: dict[str, Step] = {
 def test_linear(name: str) -> None:
     oracle = Loop(STEPS[name])
     model = linrec.parallelize(copy.deepcopy(oracle), when="always")
-
-    def both(batch: int, length: int) -> None:
-        x = series(batch, length)
-        for actual, expected in zip(gradients(model, x), gradients(oracle, x), strict=True):
-            agree(actual, expected)
-
     for batch, length in ((2, 17), (3, 40), (1, 9)):
-        both(batch, length)
+        same(model, oracle, series(batch, length))
     with torch.no_grad():
         for m in (model, oracle):
             m.a.mul_(1.5)
@@ -70,7 +64,7 @@ def test_linear(name: str) -> None:
             m.plain.mul_(2.0)
             m.w.mul_(0.9)
     for batch, length in ((2, 17), (3, 64), (1, 9)):
-        both(batch, length)
+        same(model, oracle, series(batch, length))
     report = linrec.report(model)
     assert report.recurrences and all(r.parallel for r in report.recurrences), report
     assert not report.obstructions
@@ -84,8 +78,7 @@ def test_a_state_that_is_read() -> None:
     model = linrec.parallelize(copy.deepcopy(oracle), when="always")
     for length in (17, 40):
         x = series(2, length)
-        for actual, expected in zip(gradients(model, x), gradients(oracle, x), strict=True):
-            agree(actual, expected)
+        same(model, oracle, x)
     assert not linrec.report(model).parallel
 
 
