@@ -221,7 +221,7 @@ def _given(trace: Trace) -> set[Any]:
             found |= {(type(x), x) for x in leaves if type(x) in (float, complex)}
             found |= {(int, x) for i, x in enumerate(leaves) if type(x) is int and takes_tensor(node, i)}
     for source in trace.sources:
-        if source.kind == "constant" and source.name in trace.literals and source.value.numel() == 1:
+        if source.literal and source.value.numel() == 1:
             found.add((Tensor, source.value.item()))
     return found
 
@@ -260,7 +260,7 @@ def expose(trace: Trace) -> None:
     kept = []
     for node, source in zip(holders, trace.sources, strict=True):
         x = source.value
-        single = source.kind == "constant" and source.name in trace.literals and x.numel() == 1
+        single = source.literal and x.numel() == 1
         if not single or any(user.op == "output" for user in node.users):
             kept.append(source)
             continue
@@ -384,7 +384,8 @@ class StepNumbers:
                 return False
             if series.kind is int and any(abs(x) >= 2**63 for x in values):
                 return False
-            taken.append(torch.tensor(values, dtype=_DTYPES[series.kind], device="cpu"))
+            held = _rounded(values, series.dtype)
+            taken.append(torch.tensor(held, dtype=_DTYPES[series.kind], device="cpu"))
         while len(self.found) >= MOST_LENGTHS:
             del self.found[next(iter(self.found))]
         self.found[length] = taken

@@ -36,6 +36,7 @@ from linrec.capture.grad_modes import inline_grad_modes
 from linrec.capture.snapshot import PLAIN, Memos, assigned, containers, restore_attributes, snapshot_attributes, touched
 from linrec.ir import members
 from linrec.ir.location import USER_FRAME, is_library, note
+from linrec.ir.nodes import emit
 from linrec.ir.obstruction import Refused, refuse
 from linrec.ir.results import opened
 from linrec.ops.precision import is_autocast, no_autocast
@@ -45,12 +46,14 @@ from linrec.ops.precision import is_autocast, no_autocast
 class Source:
     """Where a placeholder's value comes from: ``kind`` is "parameter", "buffer" or "attribute" (then `name` is its
     qualified name in the module), "input" (then `index` counts the tensor leaves of the call), "constant" or "number"
-    (then `index` counts the series of numbers that Python computes)."""
+    (then `index` counts the series of numbers that Python computes). A constant is `literal` where forward makes it
+    anew whenever it runs, of numbers in its code."""
 
     kind: str
     name: str = ""
     index: int = -1
     value: Any = None
+    literal: bool = False
 
 
 @dataclass
@@ -68,7 +71,6 @@ class Trace:
         length: the length traced.
         mixed: whether autocast had a part in it, from outside or by a region inside forward.
         decisions: the tensors on which forward branched, and how.
-        literals: the names of the constants that forward makes anew whenever it runs, of numbers in its code.
     """
 
     graph_module: fx.GraphModule
@@ -80,7 +82,6 @@ class Trace:
     length: int = 0
     mixed: bool = False
     decisions: list[Decision] = field(default_factory=list)
-    literals: frozenset[str] = frozenset()
 
     def copy(self) -> Trace:
         """One whose graph can be rewritten apart from this one's."""
@@ -308,18 +309,22 @@ def trace(
     _detach_buffers(found)
     found.mixed = mixed
     found.decisions = decided
-    found.literals = frozenset(name for name, key in literals.items() if isinstance(key[-1], bytes))
+    own = {name for name, key in literals.items() if isinstance(key[-1], bytes)}
+    found.sources[:] = [replace(s, literal=s.kind == "constant" and s.name in own) for s in found.sources]
     return found
 
 
 def _detach_buffers(trace: Trace) -> None:
-    """What is written into a buffer carries no gradient: the value without, where the program has it."""
-    output = trace.graph_module.graph.output_node()
+    """What is written into a buffer carries no gradient: the value without, which the program may have."""
+    graph = trace.graph_module.graph
+    output = graph.output_node()
     values = list(output.args[0])
     for k, (kind, _) in enumerate(trace.outputs):
         if kind == "buffer":
             without = (u for u in values[k].users if u.target is torch.ops.aten.detach.default)
-            values[k] = next(without, values[k])
+            values[k] = next(without, None) or emit(
+                graph, output, torch.ops.aten.detach.default, (values[k],), values[k]
+            )
     output.args = (tuple(values),)
 
 

@@ -8,12 +8,12 @@ import contextlib
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import stateless
-from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from linrec.capture.probe import Dims, Record, count_calls, resize, undone
@@ -22,61 +22,16 @@ from linrec.ir import members
 from linrec.ir.obstruction import Obstruction, Refused, refuse
 from linrec.ir.results import leaves_of_result
 from linrec.ops.precision import no_autocast
+from linrec.runtime.double import TO_DOUBLE, as_double, in_double
 from linrec.runtime.plan import OtherBranch, Plan, lookup
 
-_TO_DOUBLE = {
-    torch.float32: torch.float64,
-    torch.float16: torch.float64,
-    torch.bfloat16: torch.float64,
-    torch.complex64: torch.complex128,
-}
-_TENSOR: Any = torch.Tensor
-_CASTS = {
-    torch.Tensor.float: torch.float64,
-    torch.Tensor.half: torch.float64,
-    torch.Tensor.bfloat16: torch.float64,
-    _TENSOR.cfloat: torch.complex128,
-}
 
-
-_FACTORIES = frozenset(
-    ("zeros", "ones", "empty", "rand", "randn", "normal", "eye", "linspace", "logspace", "scalar_tensor")
-)
-_INFERRED = frozenset(("tensor", "as_tensor", "asarray", "full", "arange", "range"))
-
-
-class _InDouble(TorchFunctionMode):
-    """Makes a program compute in double precision throughout, its explicit casts and constants included. (The default
-    dtype would do the latter, but other threads would see it.)"""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in _CASTS:
-            return args[0].to(_CASTS[func])
-        kwargs = kwargs or {}
-        if kwargs or any(isinstance(a, torch.dtype) for a in args):
-            args = tuple(_TO_DOUBLE.get(a, a) if isinstance(a, torch.dtype) else a for a in args)
-            kwargs = {k: _TO_DOUBLE.get(v, v) if isinstance(v, torch.dtype) else v for k, v in kwargs.items()}
-        if kwargs.get("dtype") is None:
-            name = getattr(func, "__name__", "").partition(".")[0]
-            if name in _FACTORIES and not isinstance(next(iter(args), None), Tensor):
-                kwargs = kwargs | {"dtype": torch.float64}
-            elif name in _INFERRED:
-                dtype = func(*args, **kwargs).dtype
-                kwargs = kwargs | {"dtype": _TO_DOUBLE.get(dtype, dtype)}
-        return func(*args, **kwargs)
-
-
-def in_double() -> TorchFunctionMode:
-    """Everything in the block computes in float64 (complex128)."""
-    return _InDouble()
-
-
-def as_double(x: Any) -> Any:
-    """A detached copy of a tensor in double precision; anything else unchanged."""
-    if not isinstance(x, Tensor):
-        return x
-    copy = x.detach().clone()
-    return copy.to(_TO_DOUBLE.get(x.dtype, x.dtype))
+def _of_literals(plan: Plan) -> torch.dtype | None:
+    """What the numbers are rounded to of which forward makes tensors; None where there is not one such dtype."""
+    found = {s.value.dtype for s in plan.sources if s.literal}
+    found |= {s.dtype for s in plan.numbers.series if s.dtype is not None} if plan.numbers is not None else set()
+    found = {d.to_real() for d in found if d.is_floating_point or d.is_complex}
+    return found.pop() if len(found) == 1 else None
 
 
 def validate(plan: Plan, module: nn.Module, forward: Any, spec: Any, leaves: Sequence[Any]) -> None:
@@ -254,6 +209,10 @@ def _outcome(
     double: bool,
 ) -> dict[str, Any] | Exception:
     """Values and gradients of one run, by name."""
+    literals = _of_literals(plan)
+    if double:  # as `in_double` makes the tensors that forward makes itself
+        sources = [replace(s, value=as_double(s.value)) if s.literal else s for s in plan.sources]
+        plan = replace(plan, sources=sources)
     with undone(module, parameters="leave"), torch.random.fork_rng(devices=[]):
         _seed(seed)
         try:
@@ -261,7 +220,7 @@ def _outcome(
                 torch.enable_grad(),
                 stateless._reparametrize_module(module, dict(state)),  # which it writes into
                 _attributes_in_double(module) if double else contextlib.nullcontext(),
-                in_double() if double else contextlib.nullcontext(),
+                in_double(literals) if double else contextlib.nullcontext(),
             ):
                 # In-place writes into inputs need non-leaf tensors; gradients are taken with respect to the leaves.
                 used = [x * 1 if isinstance(x, Tensor) and x.requires_grad else x for x in leaves]
@@ -306,7 +265,7 @@ def _attributes_in_double(module: nn.Module) -> Iterator[None]:
     """Plain tensor attributes in double precision, for the time of the block (`undone` restores them)."""
     for sub in members.modules(module):
         for name, value in list(sub.__dict__.items()):
-            if isinstance(value, Tensor) and value.dtype in _TO_DOUBLE:
+            if isinstance(value, Tensor) and value.dtype in TO_DOUBLE:
                 sub.__dict__[name] = as_double(value)
     yield
 

@@ -221,10 +221,10 @@ class Running(nn.Module):
             with torch.no_grad():
                 self.mean.copy_(0.9 * self.mean + 0.1 * (self.w * x).mean(0))
             return self.mean
-        if self.how == "in place":
+        if self.how in ("in place", "unread"):
             with torch.no_grad():
                 self.mean.mul_(0.9).add_((self.w * x).mean(0), alpha=0.1)
-            return self.mean
+            return self.mean if self.how == "in place" else torch.zeros_like(self.w)
         if self.how == "assigned":
             with torch.no_grad():
                 self.plain = 0.9 * self.plain + 0.1 * (self.w * x).mean(0)
@@ -240,7 +240,7 @@ class Running(nn.Module):
         return torch.stack(out, 1)
 
 
-@pytest.mark.parametrize("how", ["copy", "in place", "assigned", "detached"])
+@pytest.mark.parametrize("how", ["copy", "in place", "unread", "assigned", "detached"])
 def test_running_statistics(how: str) -> None:
     oracle = Running(how)
     model = linrec.parallelize(copy.deepcopy(oracle), when="always")

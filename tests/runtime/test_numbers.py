@@ -282,3 +282,23 @@ def test_compiled_by_torch() -> None:
     program = torch.compile(model, backend="eager")
     for length in (17, 23, 17):
         agree(program(series(2, length)), oracle(series(2, length)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_matrix_of_numbers(dtype: torch.dtype) -> None:
+    """Which forward makes: it is compared in double precision, where its own dtype would fit no other."""
+
+    class Rotating(Loop):
+        def forward(self, x: Tensor) -> Tensor:
+            turn = torch.tensor([[0.8, -0.6, 0.0], [0.6, 0.8, 0.0], [0.0, 0.0, 0.9]], dtype=x.dtype)
+            h, out = torch.zeros_like(x[:, 0]), []
+            for t in range(x.shape[1]):
+                h = self.a * (h @ turn) + x[:, t] @ torch.tensor([[1.0, 0.5, 0.2]] * 3, dtype=x.dtype)
+                out.append(h)
+            return torch.stack(out, 1)
+
+    oracle = Rotating(LINEAR["list"]).to(dtype)
+    model = linrec.parallelize(copy.deepcopy(oracle), when="always")
+    for length in (17, 40, 9):
+        same(model, oracle, series(2, length, dtype=dtype), tolerance=1e-8 if dtype is torch.float64 else 1e-4)
+    assert linrec.report(model).parallel
