@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import types
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,7 +21,7 @@ from linrec.passes.base import Observer
 from linrec.passes.outline import COMPILED
 from linrec.report import Report
 from linrec.runtime.compile import Options
-from linrec.runtime.dispatcher import Dispatcher, Settings
+from linrec.runtime.dispatcher import Dispatcher, Settings, original_forward
 
 M = TypeVar("M", bound=nn.Module)
 F = TypeVar("F", bound=Callable[..., Any])
@@ -220,6 +221,10 @@ def _compile_now(model: nn.Module, example_inputs: Any, keywords: dict[str, Any]
     tensors = [x for x in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
     with undone(model, tensors, parameters="copy"), torch.enable_grad():
         model(*args, **kwargs)
+        if any(
+            d.changes and not d.disabled for d in _dispatchers(model)
+        ):  # what a first call does may be done only once
+            model(*args, **kwargs)
         installed = [(sub, sub.__dict__.get("forward")) for sub in members.modules(model)]
     for sub, forward in installed:
         if isinstance(forward, Dispatcher):
@@ -299,6 +304,9 @@ def explain(model: Any, *example_inputs: Any, **keywords: Any) -> Report:
 
     Returns:
         A `Report`.
+
+    Raises:
+        TypeError: where these are no arguments of the model's.
     """
     return explained(model, example_inputs, keywords)
 
@@ -313,6 +321,7 @@ def explained(
         probe = _FunctionModule(revert(model) if isinstance(model, _Parallelized) else model)
     else:
         raise TypeError(f"explain takes a torch.nn.Module or a function, not {type(model).__name__}")
+    _check_arguments(model, example_inputs, keywords)
     kept = [(sub, sub.__dict__.get("forward")) for sub in members.modules(probe)]
     try:
         parallelize(probe, when="always")
@@ -324,6 +333,20 @@ def explained(
         for sub, forward in kept:
             if forward is not None:
                 sub.__dict__["forward"] = forward
+
+
+def _check_arguments(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Say what is missing, or too much, before the model does."""
+    called = original_forward(model) if isinstance(model, nn.Module) else model
+    try:
+        signature = inspect.signature(called)
+    except (TypeError, ValueError):  # a callable that has none
+        return
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        text = f"explain takes the arguments of one call, explain(model, *inputs): {error} of {signature}"
+        raise TypeError(text) from None
 
 
 def graph(module: Any) -> fx.GraphModule:

@@ -40,12 +40,14 @@ def generalize(
     if shorter.outputs != longer.outputs or shorter.out_spec != longer.out_spec:
         raise refuse("LR004", "The structure of the result depends on the length of the input.")
     _same_leaves(shorter.out_leaves, longer.out_leaves, "the result")
-    if [a[:3] for a in shorter.attributes] != [a[:3] for a in longer.attributes]:
+    if [(a.qualified, a.keys, a.spec) for a in shorter.attributes] != [
+        (a.qualified, a.keys, a.spec) for a in longer.attributes
+    ]:
         raise refuse(
             "LR004", "Which attributes forward assigns, or their structure, depends on the length of the input."
         )
     for a, b in zip(shorter.attributes, longer.attributes, strict=True):
-        _same_leaves(a[3], b[3], f"the attribute {a[1]!r}")
+        _same_leaves(a.leaves, b.leaves, f"the attribute {a.name!r}")
     lengths = (shorter.length, longer.length)
     graph_module = longer.graph_module
     _match(shorter.graph_module, graph_module, lengths, length_node, numbers)

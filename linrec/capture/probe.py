@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from linrec.capture.numbers import Call, number
 from linrec.capture.snapshot import containers, restore_attributes, snapshot_attributes
 from linrec.ir import members
+from linrec.ir.held import held, named_attributes
 from linrec.ir.results import opened
 
 Dims = dict[int, dict[int, int]]
@@ -375,12 +376,11 @@ def record(module: nn.Module, forward: Any, spec: Any, leaves: Sequence[Any], pe
             labels[_place(leaf)] = ("input", i)
     for name, p in members.named_state(module):
         labels[_place(p)] = ("state", name, str(p.dtype), tuple(p.shape))
-    for path, sub in members.named_modules(module):
-        for name, value in sub.__dict__.items():
-            if isinstance(value, Tensor):
-                labels[_place(value)] = ("attribute", path, name)
+    for name, value in named_attributes(module):
+        for keys, x in [((), value)] if isinstance(value, Tensor) else held(value):
+            labels.setdefault(_place(x), ("attribute", name, keys))
     recorder = _Recorder(found, labels)
-    held = [(name, t, t.data) for name, t in _named_tensors(module) if _is_plain(t)]
+    every = [(name, t, t.data) for name, t in _named_tensors(module) if _is_plain(t)]
     args, kwargs = pytree.tree_unflatten(list(leaves), spec)
     handles = _count_per_module(recorder, module, found) if per_module else []
     try:
@@ -388,7 +388,7 @@ def record(module: nn.Module, forward: Any, spec: Any, leaves: Sequence[Any], pe
             before = random.getstate(), _numpy_draws()
             out = forward(*args, **kwargs)
             found.drew = (random.getstate(), _numpy_draws()) != before
-            found.replaced = [name for name, t, data in held if replaced(t, data)]
+            found.replaced = [name for name, t, data in every if replaced(t, data)]
     finally:
         for handle in handles:
             handle.remove()
@@ -407,10 +407,11 @@ def record(module: nn.Module, forward: Any, spec: Any, leaves: Sequence[Any], pe
 def _named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """The parameters, buffers and plain attributes of a module by name."""
     yield from members.named_state(module)
-    for path, sub in members.named_modules(module):
-        for name, value in sub.__dict__.items():
-            if isinstance(value, Tensor):
-                yield f"{path}.{name}" if path else name, value
+    for name, value in named_attributes(module):
+        if isinstance(value, Tensor):
+            yield name, value
+        else:
+            yield from ((name, x) for _, x in held(value))
 
 
 def _count_per_module(recorder: _Recorder, root: nn.Module, found: Record) -> list[Any]:

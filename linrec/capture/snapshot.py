@@ -6,7 +6,7 @@ from __future__ import annotations
 import collections
 import copy
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,9 @@ from torch import Tensor, nn
 
 from linrec.capture.surroundings import GONE, is_object, points
 from linrec.ir import members
+from linrec.ir.held import DEPTH, Keys, is_open, items
 from linrec.ir.obstruction import refuse
+from linrec.ir.results import can_be_opened
 
 PLAIN = (int, float, complex, bool, str, bytes, type(None), torch.dtype, torch.device)
 _TABLES = ("_parameters", "_buffers", "_modules")
@@ -189,8 +191,9 @@ def _is_no_data(value: Any) -> bool:
     return isinstance(value, (*_NO_DATA, *_CONTAINERS)) or is_object(value)
 
 
-def assigned(saved: Snapshot, module: nn.Module, known: Memos) -> list[tuple[str, str, Any]]:
-    """The attributes that forward has assigned since the snapshot, its memos left out: path of the module, name, value.
+def assigned(saved: Snapshot, module: nn.Module, known: Memos) -> list[tuple[str, str, Keys, Any]]:
+    """The attributes that forward has assigned since the snapshot, and what it has put into containers that they hold,
+    its memos left out: path of the module, name of the attribute, keys that lead on from there, value.
 
     Raises:
         Refused: LR013 where it has changed something that cannot be replayed.
@@ -207,18 +210,16 @@ def assigned(saved: Snapshot, module: nn.Module, known: Memos) -> list[tuple[str
     if other:
         raise refuse("LR013", f"forward changes '{other[0]}', or what it holds, which its code also reads.")
     paths = {id(sub): name for name, sub in members.named_modules(module)}
-    found = []
+    found: list[tuple[str, str, Keys, Any]] = []
     for sub, state, tables, held in saved.modules:
-        other = touched(held, known)
-        if other:
-            raise refuse("LR013", f"forward changes the {other[1]} self.{other[0]} in place.")
+        found += [(paths[id(sub)], *put) for put in _put(held, state, known)]
         for table, kind in zip(_TABLES, ("parameter", "buffer", "submodule"), strict=True):
             live, old_items = sub.__dict__.get(table), tables[table]
             if live is not state[table] or not same_items(state[table], old_items):
                 if kind == "buffer" and live is state[table] and live.keys() == old_items.keys():
                     new = [(n, b) for n, b in live.items() if b is not old_items[n]]
                     if all(isinstance(b, Tensor) or b is None for _, b in new):
-                        found += [(paths[id(sub)], name, value) for name, value in new]
+                        found += [(paths[id(sub)], name, (), value) for name, value in new]
                         continue
                 changed = [n for n in {**old_items, **(live or {})} if (live or {}).get(n) is not old_items.get(n)]
                 changed.sort(key=lambda n: n in old_items and n in (live or {}))  # what is new, or gone, first
@@ -226,12 +227,50 @@ def assigned(saved: Snapshot, module: nn.Module, known: Memos) -> list[tuple[str
                 raise refuse("LR013", f"forward assigns the {kind} {where!r}.")
         for name, value in sub.__dict__.items():
             old = state.get(name, getattr(type(sub), name, _Missing))
-            if type(old) in (int, float, complex, bool, str) and type(value) in PLAIN and value != old:
-                raise refuse("LR013", f"forward changes self.{name} (from {old!r} to {value!r}).")
-            if value is old or (type(value) in PLAIN and type(value) is type(old) and value == old):
-                continue
-            found.append((paths[id(sub)], name, value))
+            if _is_other(old, value, f"self.{name}"):
+                found.append((paths[id(sub)], name, (), value))
     return found
+
+
+def _is_other(old: Any, value: Any, what: str) -> bool:
+    """Whether something was replaced that a plan can replace, too."""
+    if type(old) in (int, float, complex, bool, str) and type(value) in PLAIN and value != old:
+        raise refuse("LR013", f"forward changes {what} (from {old!r} to {value!r}).")
+    return not (value is old or (type(value) in PLAIN and type(value) is type(old) and value == old))
+
+
+def _put(held: Held, state: dict[str, Any], known: Memos) -> list[tuple[str, Keys, Any]]:
+    """What has been put into the containers of a module: name of the attribute, keys, value.
+
+    Raises:
+        Refused: LR013 where something else has happened to one.
+    """
+    found: list[tuple[str, Keys, Any]] = []
+    contents = {id(c): content for _, c, content in held}
+    for name, container, content in held:
+        if touched([(name, container, content)], known) is None:
+            continue
+        keys = next((keys for keys, c in _containers_of(state[name], contents) if c is container), None)
+        old, new = dict(items(content)), dict(items(container))
+        if keys is None or not is_open(container) or not old.keys() <= new.keys() or _is_list_that_grew(old, new):
+            raise refuse("LR013", f"forward changes the {type(container).__name__} self.{name} in place.")
+        for key, value in new.items():
+            if _is_other(old.get(key, _Missing), value, f"self.{name}[{key!r}]"):
+                found.append((name, (*keys, key), value))
+    return found
+
+
+def _is_list_that_grew(old: dict[Any, Any], new: dict[Any, Any]) -> bool:
+    return len(new) > len(old) and all(isinstance(key, int) for key in new)
+
+
+def _containers_of(value: Any, contents: dict[int, Any], depth: int = DEPTH) -> Iterator[tuple[Keys, Any]]:
+    """The containers that were in one before it changed; of a dataclass, the dict of its fields."""
+    if depth and is_open(value):
+        value = vars(value) if can_be_opened(value) else value
+        yield (), value
+        for key, inner in items(contents.get(id(value), value)):
+            yield from (((key, *rest), c) for rest, c in _containers_of(inner, contents, depth - 1))
 
 
 class _Missing:

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import functools
 import io
 import logging
 import os
@@ -16,7 +15,7 @@ import warnings
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from types import FrameType
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch._dynamo.config
@@ -34,26 +33,14 @@ from linrec.capture.autograd_function import opaque_autograd_functions
 from linrec.capture.functionalize import functionalize
 from linrec.capture.grad_modes import inline_grad_modes
 from linrec.capture.snapshot import PLAIN, Memos, assigned, containers, restore_attributes, snapshot_attributes, touched
+from linrec.capture.source import Assigned, Source
 from linrec.ir import members
+from linrec.ir.held import Place, identity, lookup, places
 from linrec.ir.location import USER_FRAME, is_library, note
 from linrec.ir.nodes import emit
 from linrec.ir.obstruction import Refused, refuse
 from linrec.ir.results import opened
 from linrec.ops.precision import is_autocast, no_autocast
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where a placeholder's value comes from: ``kind`` is "parameter", "buffer" or "attribute" (then `name` is its
-    qualified name in the module), "input" (then `index` counts the tensor leaves of the call), "constant" or "number"
-    (then `index` counts the series of numbers that Python computes). A constant is `literal` where forward makes it
-    anew whenever it runs, of numbers in its code."""
-
-    kind: str
-    name: str = ""
-    index: int = -1
-    value: Any = None
-    literal: bool = False
 
 
 @dataclass
@@ -67,7 +54,7 @@ class Trace:
             or ("attribute", (module path, attribute, leaf index)).
         out_spec: pytree structure of what the module returned.
         out_leaves: the returned leaves; graph outputs are marked by `None`-holding slots in `user_slots`.
-        attributes: for each assigned attribute: (module path, attribute name, pytree spec, leaves).
+        attributes: what is assigned to attributes, and put into containers that they hold.
         length: the length traced.
         mixed: whether autocast had a part in it, from outside or by a region inside forward.
         decisions: the tensors on which forward branched, and how.
@@ -78,7 +65,7 @@ class Trace:
     outputs: list[tuple[str, Any]]
     out_spec: Any
     out_leaves: list[Any]
-    attributes: list[tuple[str, str, Any, list[Any]]] = field(default_factory=list)
+    attributes: list[Assigned] = field(default_factory=list)
     length: int = 0
     mixed: bool = False
     decisions: list[Decision] = field(default_factory=list)
@@ -200,7 +187,7 @@ class _Flat(nn.Module):
                 raise refuse("LR013", f"forward changes a {other[1]} that it is given.")
             flat: list[Tensor] = []
 
-            def slots(value: Any, what: str) -> tuple[list[Any], Any]:
+            def slots(value: Any, what: str, otherwise: str = "LR002") -> tuple[list[Any], Any]:
                 leaves, spec = pytree.tree_flatten(opened(value))
                 marked: list[Any] = []
                 for leaf in leaves:
@@ -212,14 +199,14 @@ class _Flat(nn.Module):
                     elif type(leaf) in PLAIN:
                         marked.append(leaf)
                     else:
-                        raise refuse("LR002", f"{what} holds a {type(leaf).__name__}, which cannot be traced.")
+                        raise refuse(otherwise, f"{what} holds a {type(leaf).__name__}, which cannot be traced.")
                 return marked, spec
 
             out_leaves, out_spec = slots(out, "the result")
             attributes = []
-            for path, name, value in assigned(saved, self.inner, self.memos):
-                marked, attribute_spec = slots(value, f"the attribute {name!r}")
-                attributes.append((path, name, attribute_spec, marked))
+            for path, name, keys, value in assigned(saved, self.inner, self.memos):
+                marked, attribute_spec = slots(value, f"the attribute {name!r}", "LR013" if keys else "LR002")
+                attributes.append(Assigned(path, name, keys, attribute_spec, marked))
             for decision in watch.decided:
                 flat.append(decision.condition)
                 decision.condition = _Slot(len(flat) - 1)
@@ -305,7 +292,7 @@ def trace(
         restore_attributes(saved)
     out_spec, out_leaves, attributes, decided = flat.results.value
     found = _as_trace(program, module, out_spec, out_leaves, attributes, flat.results.loose)
-    _merge_literals(found, literals)
+    _merge_inputs(found, literals)
     _detach_buffers(found)
     found.mixed = mixed
     found.decisions = decided
@@ -345,14 +332,20 @@ def _literals(program: Any) -> dict[str, tuple[Hashable, ...]]:
     return found
 
 
-def _merge_literals(trace: Trace, literals: dict[str, tuple[Hashable, ...]]) -> None:
-    """Let equal literals be one constant: the same line makes its own at every step."""
+def _merge_inputs(trace: Trace, literals: dict[str, tuple[Hashable, ...]]) -> None:
+    """Let equal literals be one constant, and what is read from one place one input: the same line makes its own at
+    every step, of what no module has registered."""
     placeholders = [n for n in trace.graph_module.graph.nodes if n.op == "placeholder"]
     first: dict[Hashable, fx.Node] = {}
     kept = []
     for node, source in zip(placeholders, trace.sources, strict=True):
+        key: Hashable = None
         if source.kind == "constant" and source.name in literals:
-            other = first.setdefault(literals[source.name], node)
+            key = literals[source.name]
+        elif source.kind in ("parameter", "attribute"):
+            key = (source.kind, source.name, source.keys)
+        if key is not None:
+            other = first.setdefault(key, node)
             if other is not node:
                 node.replace_all_uses_with(other)
                 trace.graph_module.graph.erase_node(node)
@@ -438,6 +431,11 @@ def _as_trace(
         InputKind.CONSTANT_TENSOR: "attribute",
     }
     inputs = 0
+    known = places(module)
+
+    def others(tensor: Any, place: Place) -> tuple[Place, ...]:
+        return tuple(p for p in known.get(identity(tensor), ()) if p != place and lookup(module, *p) is tensor)
+
     for spec in program.graph_signature.input_specs:
         if spec.kind is InputKind.USER_INPUT:
             sources.append(Source("input", index=inputs))
@@ -445,16 +443,25 @@ def _as_trace(
         elif spec.kind in names:
             target = str(spec.target)
             name = target.removeprefix("inner.")
-            held = functools.reduce(lambda owner, part: getattr(owner, part, None), name.split("."), cast(Any, module))
-            if spec.kind is InputKind.CONSTANT_TENSOR and (name == target or held is None):
-                value = program.constants[target]
+            if spec.kind is not InputKind.CONSTANT_TENSOR:
+                sources.append(Source(names[spec.kind], name=name, others=others(lookup(module, name), (name, ()))))
+                continue
+            value = program.constants[target]
+            found = (
+                None if name != target and lookup(module, name) is not None else known.get(identity(value), [None])[0]
+            )
+            if found is not None:
+                held = lookup(module, *found)
+                kind = "parameter" if isinstance(held, nn.Parameter) and not found[1] else "attribute"
+                sources.append(Source(kind, found[0], keys=found[1], others=others(held, found)))
+            elif name == target or lookup(module, name) is None:
                 if value.requires_grad or value.data_ptr() in loose:
                     text = "A tensor that requires gradient is used, but is no parameter of the module."
                     hint = "Register it: as an attribute, in nn.ParameterList or nn.ModuleList, not in a plain list."
                     raise refuse("LR002", text, hint=hint)
                 sources.append(Source("constant", name=target, value=value))
             else:
-                sources.append(Source(names[spec.kind], name=name))
+                sources.append(Source("attribute", name, others=others(lookup(module, name), (name, ()))))
         else:
             raise refuse("LR002", f"The program takes an input of kind {spec.kind.name}, which is not supported.")
     outputs: list[tuple[str, Any]] = []

@@ -36,9 +36,9 @@ pytree.register_pytree_node(_Opened, _apart, _together)
 
 def opened(result: Any) -> Any:
     """The same, with every dataclass in it as something that pytrees take apart, and put together as that dataclass."""
-    if not any(_can_be_opened(x) for x in pytree.tree_leaves(result)):
+    if not any(can_be_opened(x) for x in pytree.tree_leaves(result)):
         return result
-    return pytree.tree_map(lambda x: _Opened(type(x), _fields(x)) if _can_be_opened(x) else x, result)
+    return pytree.tree_map(lambda x: _Opened(type(x), _fields(x)) if can_be_opened(x) else x, result)
 
 
 def leaves_of_result(result: Any) -> list[Any]:
@@ -50,7 +50,7 @@ def _fields(x: Any) -> dict[str, Any]:
     return {f.name: opened(getattr(x, f.name)) for f in dataclasses.fields(x)}
 
 
-def _can_be_opened(x: Any) -> bool:
+def can_be_opened(x: Any) -> bool:
     """Whether a value is an instance of nothing but dataclasses, and holds its fields and nothing else."""
     kind = type(x)
     if not dataclasses.is_dataclass(kind) or not all(c is object or dataclasses.is_dataclass(c) for c in kind.__mro__):

@@ -23,8 +23,10 @@ from linrec.capture.questions import questions
 from linrec.capture.reroll import reroll
 from linrec.capture.scalars import numbers_as_tensors
 from linrec.capture.snapshot import Memos
-from linrec.capture.trace import Source, Trace, trace
+from linrec.capture.source import Source
+from linrec.capture.trace import Trace, trace
 from linrec.ir.extension import Extension
+from linrec.ir.held import lookup
 from linrec.ir.nodes import shape_of, value
 from linrec.ir.obstruction import Obstruction, Refused, refuse
 from linrec.ir.recurrence import Recurrence
@@ -35,7 +37,7 @@ from linrec.ops.precision import no_autocast
 from linrec.passes import involved, standard
 from linrec.passes.base import Observer
 from linrec.runtime.initial import keep_initial_states
-from linrec.runtime.plan import Plan, TimeDim, gradient_flags, lookup
+from linrec.runtime.plan import Plan, TimeDim, gradient_flags
 from linrec.runtime.shortruns import Varied, find_memos, fingerprint, free_dims, read_by, reads_gradient_flags
 from linrec.runtime.state import frozen_state
 from linrec.runtime.validate import validate
@@ -280,7 +282,7 @@ def _rewritten(
             restore_autograd_functions(part)
             _python_sizes(part)
             part.recompile()
-    state = [_meta(module, s.name) if s.kind in ("parameter", "buffer", "attribute") else None for s in longer.sources]
+    state = [_meta(module, s) if s.kind in ("parameter", "buffer", "attribute") else None for s in longer.sources]
     plan = Plan(
         graph_module=graph_module,
         sources=longer.sources,
@@ -456,6 +458,6 @@ class _Guard:
         return self._known[sizes]
 
 
-def _meta(module: nn.Module, name: str) -> tuple[torch.dtype, torch.Size, torch.device]:
-    found = lookup(module, name)
+def _meta(module: nn.Module, source: Source) -> tuple[torch.dtype, torch.Size, torch.device]:
+    found = lookup(module, source.name, source.keys)
     return found.dtype, found.shape, found.device

@@ -5,9 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import os
 import sys
-import threading
 import warnings
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
@@ -18,19 +16,18 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from linrec.capture.discover import SHORT, find_time
-from linrec.capture.probe import unpacked
 from linrec.codegen import torch_forms
 from linrec.ir import members
 from linrec.ir.extension import PASSING
 from linrec.ir.obstruction import NotParallelizable, Obstruction, Refused
 from linrec.ops.opaque import is_traced
-from linrec.ops.precision import uncached_autocast
 from linrec.runtime.compile import Compiled, Options, compile_call
 from linrec.runtime.placement import default_device, under_default_device, without_default_device
 from linrec.runtime.plan import OtherBranch, Plan
 from linrec.runtime.signature import PLAIN, flattened, is_positional, known, ordinary, signature, unsupported
 from linrec.runtime.state import Seen
 from linrec.runtime.traced import Traced, is_callable
+from linrec.runtime.turns import Turns, inside
 from linrec.runtime.validate import check_length
 
 MAX_SIGNATURES = 24
@@ -39,20 +36,6 @@ MAX_SIGNATURES = 24
 MOST_OTHERWISE = 4
 """At how many calls a plan may turn out to be for other branches than those taken, before it is used at one."""
 
-MAX_WAIT = 60.0
-"""How long a thread waits for another one to have compiled the model that it calls, in seconds."""
-
-_compiling = threading.Lock()
-_inside = threading.local()
-
-
-def _forked() -> None:
-    global _compiling
-    _compiling = threading.Lock()
-
-
-os.register_at_fork(after_in_child=_forked)
-
 
 def original_forward(module: nn.Module) -> Any:
     """The forward that the module would run without linrec."""
@@ -60,78 +43,6 @@ def original_forward(module: nn.Module) -> Any:
     if isinstance(own, Dispatcher):
         return own.original
     return own if own is not None else type(module).forward.__get__(module)
-
-
-class Turns:
-    """Who may be where in one model: any number of threads run it, or one compiles it. Tracing puts other tensors in
-    the place of the parameters for a while, which no other thread may see."""
-
-    def __init__(self) -> None:
-        self._begin()
-
-    def _begin(self) -> None:
-        self._condition = threading.Condition()
-        self._inside: dict[int, int] = {}
-        self._compiling: int | None = None
-        self._process = os.getpid()
-
-    def _look_around(self) -> None:
-        """In a forked process the threads that were inside are gone, and will never leave."""
-        if self._process != os.getpid():
-            self._begin()
-
-    def __reduce__(self) -> Any:
-        return (Turns, ())
-
-    def enter(self) -> None:
-        """Say that this thread runs the model from here on. Waits while another one compiles it."""
-        self._look_around()
-        me = threading.get_ident()
-        with self._condition:
-            if self._compiling is not None:
-                # The limit is for a forward that itself waits for a thread that calls the model.
-                self._condition.wait_for(lambda: self._compiling in (None, me), MAX_WAIT)
-            self._inside[me] = self._inside.get(me, 0) + 1
-
-    @contextlib.contextmanager
-    def running(self) -> Iterator[None]:
-        """While this thread runs the model."""
-        self.enter()
-        try:
-            yield
-        finally:
-            self.leave()
-
-    def leave(self) -> None:
-        """Say that this thread has done what it entered for."""
-        me = threading.get_ident()
-        with self._condition:
-            self._inside[me] -= 1
-            if not self._inside[me]:
-                del self._inside[me]
-
-    @contextlib.contextmanager
-    def alone(self) -> Iterator[bool]:
-        """Whether this thread may compile. While it does, nested dispatchers run their originals, and a caller that
-        packs saved tensors (activation checkpointing) sees nothing of it."""
-        self._look_around()
-        me = threading.get_ident()
-        if not _compiling.acquire(blocking=False):
-            yield False
-            return
-        with self._condition:
-            free = all(thread == me for thread in self._inside)
-            self._compiling = me if free else None
-        _inside.depth = getattr(_inside, "depth", 0) + 1
-        try:
-            with unpacked(), uncached_autocast():
-                yield free
-        finally:
-            _inside.depth -= 1
-            with self._condition:
-                self._compiling = None
-                self._condition.notify_all()
-            _compiling.release()
 
 
 @dataclass
@@ -163,7 +74,7 @@ class Dispatcher:
         self.looked: set[Hashable] = set()
         self.owner = False
         self.last_plan: Plan | None = None
-        self.disabled = False
+        self.disabled, self.changes = False, 0
         self.brief: tuple[int, int, int] | None = None
         self.seen = Seen()
         self.traced = Traced(self)
@@ -289,7 +200,7 @@ class Dispatcher:
             found.obstructions.append(problem)
 
     def _active(self) -> bool:
-        if getattr(_inside, "depth", 0):
+        if getattr(inside, "depth", 0):
             return False
         return self._wanted() and not torch.is_inference_mode_enabled()
 
@@ -302,7 +213,9 @@ class Dispatcher:
         with self.settings.turns.alone() as free:
             if not free:
                 return
-            for axis in find_time(self.module, self.original, spec, leaves):
+            with _quiet():
+                axes = find_time(self.module, self.original, spec, leaves)
+            for axis in axes:
                 for owner in axis.owners:
                     if owner is self.module:
                         self.owner = True
@@ -419,15 +332,15 @@ class Dispatcher:
             obstructions = [problem] if problem else []
             if problem is None:
                 varied = found.varied(leaves)
-                plan, obstructions = compile_call(
-                    self.module, self.original, spec, leaves, self.name, self.settings.options, varied
-                )
+                with _quiet():
+                    plan, obstructions = compile_call(
+                        self.module, self.original, spec, leaves, self.name, self.settings.options, varied
+                    )
             if plan is not None:
                 self._note_brief(plan, spec)
                 found.plans.append(plan)
                 self.traced.offer(plan, leaves, *pytree.tree_unflatten(leaves, spec))
-            # What forward does to the module's own numbers and containers holds for every call.
-            self.disabled = any(o.id == "LR013" for o in obstructions)
+            self._note_changes(obstructions)
             found.obstructions = [o for o in found.obstructions if o not in obstructions] + obstructions
             if found.plans or obstructions or not _may_be_longer(leaves):
                 self.compiled[key] = found
@@ -438,6 +351,16 @@ class Dispatcher:
             found = Compiled(obstructions=[_failure(error)])
             self.compiled[key] = found
         return found
+
+    def _note_changes(self, obstructions: list[Obstruction]) -> None:
+        """What forward does to the module's own numbers and containers holds for every call, unless it is what it does
+        at its first one only."""
+        if any(o.id == "LR013" for o in obstructions):
+            self.changes += 1
+            self.disabled = self.changes > 1
+        elif not obstructions:
+            for found in self.compiled.values():
+                found.obstructions = [o for o in found.obstructions if o.id != "LR013"]
 
     def _strictly(self, found: Compiled | None) -> None:
         if not self.settings.strict or found is None:
@@ -453,7 +376,8 @@ class Dispatcher:
             if not free:
                 return Obstruction("LR014", "", "another thread is compiling.")
             try:
-                problem = check_length(plan, self.module, self.original, spec, leaves, length)
+                with _quiet():
+                    problem = check_length(plan, self.module, self.original, spec, leaves, length)
             except OtherBranch as other:
                 problem = Obstruction("LR015", "", f"{other}; the original runs.")
                 self._otherwise(plan, other)
@@ -479,6 +403,14 @@ class Dispatcher:
         if self.settings.strict:
             raise NotParallelizable([problem])
         warnings.warn(f"linrec keeps the original code of {self.name or 'the model'}: {problem}", stacklevel=5)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the warnings of the user's code, which runs on inputs of other lengths here: a call has its own."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _failure(error: Exception) -> Obstruction:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from linrec.capture.trace import Source
+from linrec.capture.source import Source
 from linrec.ir.scan import scan_nodes
 
 

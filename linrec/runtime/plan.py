@@ -14,8 +14,10 @@ from torch.utils import _pytree as pytree
 
 from linrec.capture.discover import TimeAxis
 from linrec.capture.numbers import StepNumbers
-from linrec.capture.trace import Decision, Slot, Source
+from linrec.capture.source import Assigned, Source
+from linrec.capture.trace import Decision, Slot
 from linrec.ir import members
+from linrec.ir.held import attribute, item, lookup, set_item, split
 from linrec.ir.obstruction import Obstruction
 from linrec.ir.recurrence import Recurrence
 from linrec.ops.precision import is_autocast, no_autocast
@@ -30,7 +32,7 @@ class Plan:
         sources: where each argument comes from.
         outputs: what each element of the result is (see `Trace.outputs`).
         out_spec, out_leaves: structure of what forward returns, with `Slot` for tensors.
-        attributes: attributes that forward assigns: (module path, name, spec, leaves).
+        attributes: attributes that forward assigns, and items of containers that they hold.
         axis: the time dimension of the call.
         shapes: for each tensor leaf, its dimensions: an int, the name of a symbol, or None for a time dimension.
         min_length: the shortest length that the plan serves.
@@ -54,7 +56,7 @@ class Plan:
     outputs: list[tuple[str, Any]]
     out_spec: Any
     out_leaves: list[Any]
-    attributes: list[tuple[str, str, Any, list[Any]]]
+    attributes: list[Assigned]
     axis: TimeAxis
     shapes: list[tuple[Any, ...]]
     min_length: int
@@ -103,7 +105,18 @@ class Plan:
                 not isinstance(value, Tensor) or (value.dtype, value.shape, value.device) != expected
             ):
                 return None
-        return values
+        return values if self._as_shared(module, values) else None
+
+    def _as_shared(self, module: nn.Module, values: Sequence[Any]) -> bool:
+        """Whether what was one tensor under several names still is one, and what forward writes has no other name."""
+        for value, source in zip(values, self.sources, strict=True):
+            for name, keys in source.others:
+                if lookup(module, name, keys) is not value:
+                    return False
+        if not self.written:
+            return True
+        own = [id(v) for v, s in zip(values, self.sources, strict=True) if s.name in self.written]
+        return not any(sum(id(v) == one for v in values) > 1 for one in own)
 
     def is_checked(self, length: int) -> bool:
         """Whether the original was seen to do at this length what its short traces predict."""
@@ -134,10 +147,13 @@ class Plan:
             elif s.kind == "number":
                 found.append(numbers[s.index] if numbers is not None else None)
             else:
-                path, name = _split(s.name)
+                path, name = split(s.name)
                 if path not in owners:
                     owners[path] = lookup(module, path)
-                found.append(_attribute(owners[path], name))
+                value = attribute(owners[path], name)
+                for key in s.keys:
+                    value = item(value, key)
+                found.append(value)
         return found
 
     def arguments(self, module: nn.Module, tensors: Sequence[Tensor], values: list[Any] | None = None) -> list[Any]:
@@ -183,8 +199,12 @@ class Plan:
                     lookup(module, what).copy_(value)
             else:
                 tensors[what].copy_(value)
-        for path, name, spec, leaves in self.attributes:
-            setattr(module.get_submodule(path), name, _assemble(spec, leaves, user))
+        for each in self.attributes:
+            value = _assemble(each.spec, each.leaves, user)
+            if each.keys:
+                set_item(lookup(module, each.qualified, each.keys[:-1]), each.keys[-1], value)
+            else:
+                setattr(module.get_submodule(each.path), each.name, value)
         return _assemble(self.out_spec, self.out_leaves, user)
 
 
@@ -201,37 +221,6 @@ def _assemble(spec: Any, leaves: list[Any], values: list[Tensor]) -> Any:
 def gradient_flags(module: nn.Module, tensors: Sequence[Tensor]) -> tuple[bool, ...]:
     """For each tensor of a call and each parameter, whether it requires gradient."""
     return tuple(x.requires_grad for x in (*tensors, *members.parameters(module)))
-
-
-def lookup(module: nn.Module, name: str) -> Any:
-    """The attribute of a module by qualified name."""
-    value: Any = module
-    for part in _parts(name):
-        value = _attribute(value, part)
-    return value
-
-
-def _attribute(owner: Any, name: str) -> Any:
-    own = owner.__dict__ if isinstance(owner, nn.Module) else {}
-    for table in _TABLES:
-        if name in own.get(table, ()):
-            return own[table][name]
-    return getattr(owner, name, None)
-
-
-_TABLES = ("_parameters", "_buffers", "_modules")
-"""Where a module has what it registers: nothing else of the same name may be beside it, and to look here is quick."""
-
-
-@functools.lru_cache(maxsize=4096)
-def _split(name: str) -> tuple[str, str]:
-    path, _, last = name.rpartition(".")
-    return path, last
-
-
-@functools.lru_cache(maxsize=4096)
-def _parts(name: str) -> tuple[str, ...]:
-    return tuple(name.split("."))
 
 
 @dataclass(frozen=True)

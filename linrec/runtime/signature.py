@@ -4,7 +4,6 @@ besides their sizes."""
 from __future__ import annotations
 
 import types
-from collections import OrderedDict
 from collections.abc import Hashable
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch.utils import _pytree as pytree
 
 from linrec.capture.surroundings import surroundings
 from linrec.ir import members
+from linrec.ir.held import held
 from linrec.ir.obstruction import Obstruction
 from linrec.ops.precision import autocast_state
 from linrec.runtime.placement import default_device, device_set_aside
@@ -90,24 +90,25 @@ def signature(module: nn.Module, leaves: list[Any], spec: Any, seen: Seen | None
     return tuple(parts)
 
 
-_NO_TENSORS = frozenset(
-    [*PLAIN[:-1], type(None), dict, OrderedDict, set, list, tuple, types.FunctionType, types.MethodType]
-)
+_TABLES = ("_parameters", "_buffers", "_modules")
+_NO_TENSORS = frozenset([*PLAIN[:-1], type(None), set, types.FunctionType, types.MethodType])
 """Types that are surely none, which is quicker to see than that they are."""
 
 
 def _held(modules: list[nn.Module], leaves: list[Any]) -> Hashable:
-    """The tensors that modules hold as plain attributes, such as a state from the last call: forward may ask whether
-    their sizes are those of its arguments, and start anew where they are not."""
+    """The tensors that modules hold as plain attributes, or in containers, such as a state from the last call: forward
+    may ask whether their sizes are those of its arguments, and start anew where they are not."""
     found: list[Hashable] = []
     sizes: list[int] | None = None
     for sub in modules:
         for name, value in sub.__dict__.items():
-            if type(value) not in _NO_TENSORS and isinstance(value, Tensor):
+            if type(value) in _NO_TENSORS or name in _TABLES:
+                continue
+            for x in (value,) if isinstance(value, Tensor) else (x for _, x in held(value)):
                 if sizes is None:
-                    sizes = [size for x in leaves if isinstance(x, Tensor) for size in x.shape]
-                where = tuple(sizes.index(size) if size in sizes else -1 for size in value.shape)
-                found.append((name, value.dtype, value.device, where))
+                    sizes = [size for leaf in leaves if isinstance(leaf, Tensor) for size in leaf.shape]
+                where = tuple(sizes.index(size) if size in sizes else -1 for size in x.shape)
+                found.append((name, x.dtype, x.device, where))
     return tuple(found)
 
 

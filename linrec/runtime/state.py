@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from linrec.ir import members
+from linrec.ir.held import DEPTH, is_open
 
 _PLAIN = (int, float, complex, bool, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
 _TABLES = frozenset(
@@ -67,7 +68,7 @@ def frozen_state(
                 # Attributes that hold a tensor are looked up at every call; that there is one is what counts.
                 parts.append((name, "tensor"))
             else:
-                parts.append((name, _frozen(value, memo, _DEPTH)))
+                parts.append((name, _frozen(value, memo, _DEPTH, DEPTH + 1)))
     return tuple(parts)
 
 
@@ -146,9 +147,18 @@ def submodules(module: nn.Module) -> list[nn.Module]:
     return found
 
 
-def _frozen(value: Any, memo: dict[int, Hashable], depth: int) -> Hashable:
+def _frozen(value: Any, memo: dict[int, Hashable], depth: int, open_: int = 0) -> Hashable:
+    """Something that compares equal while a value is what it was.
+
+    Args:
+        value: the value; memo: what was frozen already, by id; depth: how far to look into it.
+        open_: how far what it holds is looked up at every call: that there is a tensor is what counts there.
+    """
     if type(value) in _PLAIN:
         return (type(value), value)
+    open_ = open_ if is_open(value) or isinstance(value, Tensor) else 0
+    if isinstance(value, Tensor) and open_:
+        return "tensor"
     if isinstance(value, Tensor):
         # A tensor inside a container is a constant of the plan: another one, or a change of it, needs another plan.
         return ("tensor", id(value), value._version, value.data_ptr() if value.layout is torch.strided else 0)
@@ -164,12 +174,13 @@ def _frozen(value: Any, memo: dict[int, Hashable], depth: int) -> Hashable:
     if key in memo:
         return memo[key]
     memo[key] = ("again", type(value))
+    inner = max(open_ - 1, 0)
     if depth == 0:
         found: Hashable = ("object", key)
     elif isinstance(value, dict):
-        found = (type(value), tuple((repr(k), _frozen(v, memo, depth - 1)) for k, v in value.items()))
+        found = (type(value), tuple((repr(k), _frozen(v, memo, depth - 1, inner)) for k, v in value.items()))
     elif isinstance(value, (list, tuple)):
-        found = (type(value), tuple(_frozen(v, memo, depth - 1) for v in value))
+        found = (type(value), tuple(_frozen(v, memo, depth - 1, inner) for v in value))
     elif isinstance(value, (set, frozenset)):
         found = (type(value), tuple(sorted(map(repr, value))))
     elif isinstance(value, (nn.Module, type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType)):
@@ -177,7 +188,8 @@ def _frozen(value: Any, memo: dict[int, Hashable], depth: int) -> Hashable:
     elif isinstance(value, types.MethodType):
         found = ("method", value.__func__, id(value.__self__))
     elif hasattr(value, "__dict__"):
-        found = (type(value), key, tuple((n, _frozen(v, memo, depth - 1)) for n, v in vars(value).items()))
+        inside = tuple((n, _frozen(v, memo, depth - 1, inner)) for n, v in vars(value).items())
+        found = (type(value), 0 if open_ else key, inside)
     else:
         found = ("object", key)
     memo[key] = found

@@ -5,6 +5,7 @@ the operators that its short traces predict."""
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -19,11 +20,12 @@ from torch.utils import _pytree as pytree
 from linrec.capture.probe import Dims, Record, count_calls, resize, undone
 from linrec.codegen import CompiledScan, torch_forms
 from linrec.ir import members
+from linrec.ir.held import lookup, replaced
 from linrec.ir.obstruction import Obstruction, Refused, refuse
 from linrec.ir.results import leaves_of_result
 from linrec.ops.precision import no_autocast
-from linrec.runtime.double import TO_DOUBLE, as_double, in_double
-from linrec.runtime.plan import OtherBranch, Plan, lookup
+from linrec.runtime.double import as_double, in_double
+from linrec.runtime.plan import OtherBranch, Plan
 
 
 def _of_literals(plan: Plan) -> torch.dtype | None:
@@ -130,7 +132,7 @@ def _compare(
         for n, p in module.named_parameters(remove_duplicate=False):
             own[n].requires_grad_(p.requires_grad)
         tied: dict[int, Tensor] = {}
-        for n, t in [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]:
+        for n, t in _registered(module):
             own[n] = tied.setdefault(id(t), own[n])
         for x in mine:
             if isinstance(x, Tensor) and (x.is_floating_point() or x.is_complex()):
@@ -150,6 +152,10 @@ def _compare(
             return
         for run in runs:
             _no_worse(reference, loop, ran(run, double=False), length)
+
+
+def _registered(module: nn.Module) -> list[tuple[str, Tensor]]:
+    return [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
 
 
 def _copied(x: Any) -> Any:
@@ -210,6 +216,7 @@ def _outcome(
 ) -> dict[str, Any] | Exception:
     """Values and gradients of one run, by name."""
     literals = _of_literals(plan)
+    registered = {id(t): state[n] for n, t in _registered(module)}
     if double:  # as `in_double` makes the tensors that forward makes itself
         sources = [replace(s, value=as_double(s.value)) if s.literal else s for s in plan.sources]
         plan = replace(plan, sources=sources)
@@ -219,22 +226,23 @@ def _outcome(
             with (
                 torch.enable_grad(),
                 stateless._reparametrize_module(module, dict(state)),  # which it writes into
-                _attributes_in_double(module) if double else contextlib.nullcontext(),
+                _attributes_copied(module, registered, double) as attributes,
                 in_double(literals) if double else contextlib.nullcontext(),
             ):
                 # In-place writes into inputs need non-leaf tensors; gradients are taken with respect to the leaves.
                 used = [x * 1 if isinstance(x, Tensor) and x.requires_grad else x for x in leaves]
                 out = run(plan, module, forward, spec, used)
                 found: dict[str, Any] = {f"result {i}": x for i, x in enumerate(leaves_of_result(out))}
-                for path, name, _, _ in plan.attributes:
-                    values = leaves_of_result(getattr(module.get_submodule(path), name))
-                    found |= {f"attribute {name!r} ({i})": x for i, x in enumerate(values)}
+                for each in plan.attributes:
+                    values = leaves_of_result(lookup(module, each.qualified, each.keys))
+                    what = "".join([each.qualified, *(f"[{key!r}]" for key in each.keys)])
+                    found |= {f"attribute {what!r} ({i})": x for i, x in enumerate(values)}
                 found |= {f"input {i} after the call": x for i, x in enumerate(used)}
                 for kind, what in plan.outputs:
                     if kind == "buffer":
                         found[f"buffer {what!r}"] = lookup(module, what).detach().clone()
             with no_autocast():
-                return found | _gradients(found, leaves, state)
+                return found | _gradients(found, leaves, state | attributes)
         except Exception as error:  # whatever the user's code raises on these inputs is its own
             return error
 
@@ -252,7 +260,7 @@ def _gradients(found: dict[str, Any], leaves: list[Any], state: dict[str, Tensor
     if not isinstance(total, Tensor):
         return {}
     named = {f"input {i}": x for i, x in enumerate(leaves) if isinstance(x, Tensor) and x.requires_grad}
-    named |= {f"parameter {n!r}": p for n, p in state.items() if p.requires_grad}
+    named |= {f"parameter or state {n!r}": p for n, p in state.items() if p.requires_grad}
     grads = torch.autograd.grad(total, list(named.values()), allow_unused=True)
     return {
         f"gradient of {n}": torch.zeros_like(x) if g is None else g
@@ -261,13 +269,35 @@ def _gradients(found: dict[str, Any], leaves: list[Any], state: dict[str, Tensor
 
 
 @contextlib.contextmanager
-def _attributes_in_double(module: nn.Module) -> Iterator[None]:
-    """Plain tensor attributes in double precision, for the time of the block (`undone` restores them)."""
-    for sub in members.modules(module):
+def _attributes_copied(module: nn.Module, registered: dict[int, Tensor], double: bool) -> Iterator[dict[str, Tensor]]:
+    """Other tensors in the place of those that modules hold as plain attributes, or in containers, for the time of the
+    block (`undone` restores them): leaves, in double precision or their own.
+
+    Args:
+        registered: what stands for a parameter or a buffer, by its id, which attributes may hold, too.
+
+    Yields:
+        those that require gradient, by name.
+    """
+    copies = dict(registered)
+    found: dict[str, Tensor] = {}
+
+    def copied(name: str, x: Tensor) -> Tensor:
+        if id(x) not in copies:
+            if not double and not x.requires_grad:
+                return x
+            copies[id(x)] = (as_double(x) if double else x.detach().clone()).requires_grad_(x.requires_grad)
+            if x.requires_grad:
+                found[f"{name} ({len(found)})"] = copies[id(x)]
+        return copies[id(x)]
+
+    for path, sub in members.named_modules(module):
         for name, value in list(sub.__dict__.items()):
-            if isinstance(value, Tensor) and value.dtype in TO_DOUBLE:
-                sub.__dict__[name] = as_double(value)
-    yield
+            if name not in ("_parameters", "_buffers", "_modules"):
+                new = replaced(value, functools.partial(copied, f"{path}.{name}" if path else name))
+                if new is not value:
+                    sub.__dict__[name] = new
+    yield found
 
 
 def _run_original(plan: Plan, module: nn.Module, forward: Any, spec: Any, leaves: list[Any]) -> Any:
@@ -345,13 +375,14 @@ def _kind(x: Any) -> str:
 def _truth(module: nn.Module, forward: Any, spec: Any, leaves: Sequence[Any]) -> list[Any] | None:
     """The results of the original in double precision, or None where it does not run in it."""
     state = {n: as_double(t) for n, t in [*module.named_parameters(), *module.named_buffers()]}
+    registered = {id(t): state[n] for n, t in [*module.named_parameters(), *module.named_buffers()]}
     args, kwargs = pytree.tree_unflatten([as_double(x) for x in leaves], spec)
     try:
         with (
             undone(module, leaves, parameters="leave"),
             torch.random.fork_rng(devices=[]),
             stateless._reparametrize_module(module, state, tie_weights=True),
-            _attributes_in_double(module),
+            _attributes_copied(module, registered, True),
             in_double(),
         ):
             return leaves_of_result(forward(*args, **kwargs))

@@ -14,7 +14,8 @@ from torch.utils import _pytree as pytree
 from linrec.capture.generalize import generalize
 from linrec.capture.normalize import normalize
 from linrec.capture.reroll import reroll
-from linrec.capture.trace import Source, Trace, trace
+from linrec.capture.source import Source
+from linrec.capture.trace import Trace, trace
 from linrec.ir.scan import Scan, scan_nodes, scan_of
 from tests.analysis.graphs import BATCH, Fakes, aten
 

@@ -12,10 +12,12 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from linrec.capture.discover import TimeAxis
-from linrec.capture.trace import Slot, Source
+from linrec.capture.source import Assigned, Source
+from linrec.capture.trace import Slot
+from linrec.ir.held import DEPTH, lookup, places
 from linrec.ir.obstruction import Obstruction
 from linrec.runtime import signature as signatures
-from linrec.runtime.plan import Plan, TimeDim, lookup
+from linrec.runtime.plan import Plan, TimeDim
 from linrec.runtime.state import frozen_state
 
 
@@ -115,7 +117,9 @@ def test_what_a_plan_writes() -> None:
     graph.output((doubled, added, doubled, weight))
     sources = [Source("input", index=0), Source("buffer", name="total"), Source("parameter", name="inner.weight")]
     outputs = [("user", 0), ("buffer", "total"), ("input", 0), ("user", 1)]
-    attributes = [("inner", "last", pytree.tree_structure(0), [Slot(0)])]
+    leaf = pytree.tree_structure(0)
+    attributes = [Assigned("inner", "last", (), leaf, [Slot(0)]), Assigned("", "names", (1,), leaf, [Slot(0)])]
+    model.names = [None, None]
     whole = plan(
         graph_module=fx.GraphModule(nn.Module(), graph),
         sources=sources,
@@ -137,6 +141,7 @@ def test_what_a_plan_writes() -> None:
     assert torch.equal(inputs[0], result)
     assert torch.equal(model.total, torch.ones(3))
     assert model.inner.last is result
+    assert model.names == [None, result]
     assert lookup(model, "inner.weight") is model.inner.weight
     assert lookup(model, "nowhere.weight") is None
 
@@ -327,16 +332,59 @@ def test_objects_are_compared_by_what_they_are_and_hold() -> None:
     assert frozen_state(model) != changed
 
 
-def test_tensors_in_containers_are_compared_by_identity_and_version() -> None:
+def test_tensors_of_objects_are_compared_by_identity_and_version() -> None:
     model = Model()
-    model.names = [torch.zeros(2)]
+    model.names = _Settings(torch.zeros(2))
     before = frozen_state(model)
     assert frozen_state(model) == before
-    model.names[0].add_(1)
+    model.names.number.add_(1)
     written = frozen_state(model)
     assert written != before
-    model.names[0] = torch.ones(2)
+    model.names.number = torch.ones(2)
     assert frozen_state(model) != written
+
+
+@pytest.mark.parametrize("depth", range(1, 7))
+def test_tensors_in_containers_are_looked_up(depth: int) -> None:
+    """At every call, so that there is one is what counts: as deep as places are known."""
+
+    def nested(x: Tensor) -> Any:
+        value: Any = x
+        for k in range(depth):
+            value = [value] if k % 2 else {"x": value}
+        return value
+
+    model = Model()
+    model.names = nested(torch.zeros(2))
+    before = frozen_state(model)
+    model.names = nested(torch.ones(2))
+    (place,) = [p for found in places(model).values() for p in found if p[0] == "names"] or [None]
+    assert (place is not None) == (frozen_state(model) == before) == (depth <= DEPTH)
+    assert place is None or torch.equal(lookup(model, *place), torch.ones(2))
+    model.names = nested(None)  # type: ignore[arg-type]
+    assert frozen_state(model) != before
+
+
+def test_one_tensor_under_two_names() -> None:
+    model = Model()
+    sources = [Source("input", index=0), Source("parameter", "inner.weight", others=(("names", (0,)),))]
+    whole = plan(sources=sources, state=[None, None])
+    model.names = [model.inner.weight]
+    assert whole.admits(model, sized(2, 6), 6)
+    model.names = [nn.Parameter(model.inner.weight.detach())]
+    assert not whole.admits(model, sized(2, 6), 6)
+    model.names = []
+    assert not whole.admits(model, sized(2, 6), 6)
+
+
+def test_what_is_written_has_no_other_name() -> None:
+    model = Model()
+    sources = [Source("input", index=0), Source("buffer", "total"), Source("attribute", "names", keys=(0,))]
+    whole = plan(sources=sources, outputs=[("buffer", "total")], state=[None, None, None])
+    model.names = [torch.zeros(3)]
+    assert whole.admits(model, sized(2, 6), 6)
+    model.names = [model.total]
+    assert not whole.admits(model, sized(2, 6), 6)
 
 
 def test_containers_that_have_no_end() -> None:
