@@ -317,6 +317,12 @@ def _cat(v: Vectorizer, node: fx.Node, tensors: list[Steps], dim: int = 0) -> fx
     return v.emit(node.target, ([v.expand(s) for s in tensors], dim % rank + 1), node)
 
 
+@vector_rule(aten.slice_scatter.default, aten.select_scatter.default)
+def _scatter(v: Vectorizer, node: fx.Node, x: Steps, part: Steps, dim: int = 0, *place: Any) -> fx.Node:
+    dim = dim % x.rank + 1
+    return v.emit(node.target, (v.expand(x), v.expand(part), dim, *nodes_of(place)), node)
+
+
 @vector_rule(aten.new_zeros.default, aten.new_ones.default, aten.new_full.default, aten.new_empty.default)
 def _new(v: Vectorizer, node: fx.Node, x: Steps, shape: list[Any], *args: Any, **kwargs: Any) -> fx.Node:
     new = v.emit(node.target, (x.node, nodes_of(list(shape)), *nodes_of(args)), node, nodes_of(kwargs))

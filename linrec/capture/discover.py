@@ -4,12 +4,15 @@ lengths, and whose operators grow in number owns the loop."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from linrec.capture.probe import Dims, Record, record, resize
+from linrec.capture.surroundings import Ran
+from linrec.ir import members
 
 SHORT = 4
 """The shortest length that is ever traced; a loop below it always runs as it was written."""
@@ -25,6 +28,8 @@ class TimeAxis:
         owners: the modules whose own operators grow in number with it, in order of first call.
         tensor_leaves: the positions of tensors among the leaves of the call.
         shown_at: the shortest length at which it shows. A loop that begins after some steps may fail at shorter ones.
+        ran: the code of the user's that ran; None where that cannot be said.
+        forward: what to call, where the number of steps is an argument or an attribute.
     """
 
     leaf: int
@@ -33,6 +38,8 @@ class TimeAxis:
     owners: tuple[nn.Module, ...]
     tensor_leaves: tuple[int, ...]
     shown_at: int = SHORT
+    ran: Ran | None = field(default=None, compare=False, repr=False)
+    forward: Following | None = field(default=None, compare=False, repr=False)
 
 
 def candidates(leaves: Sequence[Any]) -> Iterator[tuple[int, int, Dims]]:
@@ -63,24 +70,109 @@ def candidates(leaves: Sequence[Any]) -> Iterator[tuple[int, int, Dims]]:
                     yield i, d, kept
 
 
-def find_time(module: nn.Module, forward: Any, spec: Any, leaves: Sequence[Any]) -> Iterator[TimeAxis]:
-    """All ways in which the number of operators of a call grows with a dimension of its inputs, likeliest first."""
+@dataclass
+class Following:
+    """A forward whose number of steps is an argument or an attribute, called with the number of steps of its input.
+
+    Attributes:
+        forward: what is called; spec: the structure of its arguments.
+        leaf, dim, offset: where the length is read off, and what is added to it there.
+        numbers: the leaves that are this length; attributes: those of modules, by name.
+    """
+
+    forward: Any
+    spec: Any
+    leaf: int
+    dim: int
+    offset: int
+    numbers: tuple[int, ...]
+    attributes: tuple[tuple[nn.Module, str], ...]
+
+    @property
+    def __func__(self) -> Any:
+        return getattr(self.forward, "__func__", None)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call forward with the number of steps of these arguments."""
+        leaves = pytree.tree_flatten((args, kwargs))[0]
+        length = int(leaves[self.leaf].shape[self.dim]) - self.offset
+        for i in self.numbers:
+            leaves[i] = length
+        args, kwargs = pytree.tree_unflatten(leaves, self.spec)
+        before = [(module, name, module.__dict__[name]) for module, name in self.attributes]
+        for module, name, _ in before:
+            module.__dict__[name] = length
+        try:
+            return self.forward(*args, **kwargs)
+        finally:
+            for module, name, value in before:
+                if module.__dict__.get(name) == length:
+                    module.__dict__[name] = value
+
+
+def find_time(
+    module: nn.Module, forward: Any, spec: Any, leaves: Sequence[Any], failures: list[IndexError] | None = None
+) -> Iterator[TimeAxis]:
+    """All ways in which the number of operators of a call grows with a dimension of its inputs, likeliest first.
+
+    Args:
+        module: the module; forward: its own; spec, leaves: of the call; failures: is told where forward looks for steps
+            that shorter inputs do not have.
+    """
+    failures = [] if failures is None else failures
+    found = False
     for leaf, dim, dims in candidates(leaves):
-        grown = None
-        for short in (SHORT, 4 * SHORT, 12 * SHORT):
-            if short + 2 > leaves[leaf].shape[dim] + 2 * SHORT:
-                break
-            records: list[Record] = []
-            try:
-                for length in (short, short + 2):
-                    records.append(record(module, forward, spec, resize(leaves, dims, length), per_module=True))
-            except Exception:  # the model may raise anything at a size that is not its own: then this is not time
-                continue
-            grown = _owners(*records)
+        for axis in _axis(module, forward, spec, leaves, leaf, dim, dims, failures):
+            found = True
+            yield axis
+    if found or not failures:
+        return
+    integers = [
+        (sub, name, value)
+        for sub in members.modules(module)
+        for name, value in sub.__dict__.items()
+        if type(value) is int
+    ]
+    for leaf, dim, dims in candidates(leaves):
+        size = leaves[leaf].shape[dim] - dims[leaf][dim]
+        numbers = tuple(i for i, x in enumerate(leaves) if type(x) is int and x == size)
+        attributes = tuple((sub, name) for sub, name, value in integers if value == size)
+        if numbers or attributes:
+            follows = Following(forward, spec, leaf, dim, dims[leaf][dim], numbers, attributes)
+            yield from _axis(module, follows, spec, leaves, leaf, dim, dims, failures)
+
+
+def _axis(
+    module: nn.Module,
+    forward: Any,
+    spec: Any,
+    leaves: Sequence[Any],
+    leaf: int,
+    dim: int,
+    dims: Dims,
+    failures: list[IndexError],
+) -> Iterator[TimeAxis]:
+    """One way, if the number of operators grows with it."""
+    grown: tuple[nn.Module, ...] | None = None
+    for short in (SHORT, 4 * SHORT, 12 * SHORT):
+        if short + 2 > leaves[leaf].shape[dim] + 2 * SHORT:
             break
-        if grown:
-            tensors = tuple(i for i, x in enumerate(leaves) if isinstance(x, Tensor))
-            yield TimeAxis(leaf, dim, dims, grown, tensors, short)
+        records: list[Record] = []
+        try:
+            for length in (short, short + 2):
+                short_leaves = resize(leaves, dims, length)
+                records.append(record(module, forward, spec, short_leaves, True, watch=length > short))
+        except IndexError as error:
+            failures.append(error)
+            continue
+        except Exception:  # the model may raise anything at a size that is not its own: then this is not time
+            continue
+        grown = _owners(*records)
+        break
+    if grown:
+        tensors = tuple(i for i, x in enumerate(leaves) if isinstance(x, Tensor))
+        follows = forward if isinstance(forward, Following) else None
+        yield TimeAxis(leaf, dim, dims, grown, tensors, short, records[1].ran, follows)
 
 
 _IN_ONE_CALL = (nn.RNN.forward, nn.LSTM.forward, nn.GRU.forward)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from linrec.ir.nodes import emit, faked, shape_of, value
+from linrec.ir.nodes import emit, faked, is_made, shape_of, value
 
 aten = torch.ops.aten
 
@@ -29,6 +29,7 @@ def functionalize(graph_module: fx.GraphModule) -> bool:
     Returns:
         whether it was possible; if not, the graph is as it was.
     """
+    drop_needless_detach(graph_module.graph)
     written = _written(graph_module.graph)
     if written is None:
         return False
@@ -45,6 +46,15 @@ def functionalize(graph_module: fx.GraphModule) -> bool:
         return False
     graph_module.graph = copy
     return True
+
+
+def drop_needless_detach(graph: fx.Graph) -> None:
+    """Let a tensor that is made of numbers, and has no gradient to lose, be itself where nothing else is done with it:
+    what is written into a detached view of it later has one."""
+    for node in list(graph.nodes):
+        if node.target is torch.ops.aten.detach.default and is_made(node.args[0]) and len(node.args[0].users) == 1:
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
 
 
 class _Unknown(Exception):

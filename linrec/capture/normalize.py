@@ -12,6 +12,7 @@ import sympy
 import torch
 from torch import Tensor, fx
 
+from linrec.capture.cells import write_out_cells
 from linrec.ir.nodes import emit, shape_of, size_expr, value
 from linrec.ir.scan import is_random
 
@@ -56,6 +57,7 @@ def normalize(graph_module: fx.GraphModule) -> None:
     """Bring an unrolled functional graph into canonical form, in place."""
     graph = graph_module.graph
     _hoist_sizes(graph)
+    write_out_cells(graph)
     for node in list(graph.nodes):
         if node.op == "call_function":
             _simplify(graph, node)

@@ -18,10 +18,13 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from linrec.capture.beside import changed, draws, states
 from linrec.capture.numbers import Call, number
-from linrec.capture.snapshot import containers, restore_attributes, snapshot_attributes
+from linrec.capture.snapshot import containers, reachable, restore_attributes, snapshot_attributes
+from linrec.capture.surroundings import Ran, code_that_runs
 from linrec.ir import members
 from linrec.ir.held import held, named_attributes
+from linrec.ir.location import is_library
 from linrec.ir.results import opened
 
 Dims = dict[int, dict[int, int]]
@@ -29,13 +32,13 @@ Dims = dict[int, dict[int, int]]
 
 
 @contextlib.contextmanager
-def undone(module: nn.Module, tensors: Sequence[Any] = (), parameters: str = "watch") -> Iterator[None]:
+def undone(module: nn.Module, tensors: Sequence[Any] = (), parameters: str = "watch") -> Iterator[_Writes]:
     """Restore parameters, buffers, the given tensors, attributes and random state on exit.
 
     Args:
         module: the module; tensors: inputs to restore.
-        parameters: "watch" for a dispatch mode that keeps what is about to be written into, "copy" to copy all of them
-            in advance (the call then sees no mode), "leave" where the block replaces them anyway.
+        parameters: "watch" for a dispatch mode that keeps all that is about to be written into, "copy" to copy all of
+            them in advance (the call then sees no mode), "leave" where the block replaces them anyway.
     """
     saved = snapshot_attributes(module)
     kept = [(b, b._version, b.detach().clone()) for b in members.buffers(module)]
@@ -44,22 +47,17 @@ def undone(module: nn.Module, tensors: Sequence[Any] = (), parameters: str = "wa
     apart = [t for t in [*members.buffers(module), *_attributes_of(module, Tensor)] if not t.requires_grad]
     every = [*members.parameters(module), *members.buffers(module), *_attributes_of(module, Tensor)]
     own = [(p, p.data, p.requires_grad) for p in every if _is_plain(p)]
-    writes = (
-        _Writes([p for p, *_ in own if isinstance(p, nn.Parameter)])
-        if parameters == "watch"
-        else contextlib.nullcontext(_Writes([]))
-    )
+    writes = _Writes()
     if parameters == "copy":
         kept += [(p, p._version, p.detach().clone()) for p in members.parameters(module) if _is_plain(p)]
     generators = [(g, g.get_state()) for g in _attributes_of(module, torch.Generator)]
     kept_hooks = _suspend_hooks(module)
-    written: Any = _Writes([])
     rng = torch.get_rng_state()
     python_rng, numpy_rng = random.getstate(), _numpy_state()
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else None
     try:
-        with unpacked(), writes as written:
-            yield
+        with unpacked(), writes if parameters == "watch" else contextlib.nullcontext():
+            yield writes
     finally:
         for owner, name, hooks in kept_hooks:
             owner.__dict__[name] = hooks
@@ -80,8 +78,8 @@ def undone(module: nn.Module, tensors: Sequence[Any] = (), parameters: str = "wa
         for tensor in apart:
             if tensor.requires_grad:  # what was written into it carries gradient
                 tensor.detach_()
-        kept += written.before
         with torch.no_grad():
+            writes.undo()
             for tensor, version, value in kept:
                 # Some operators write without telling: batch norm does not bump the version of its statistics.
                 if tensor._version != version or not torch.equal(tensor, value):
@@ -140,22 +138,45 @@ def _attributes_of(module: nn.Module, kind: type) -> list[Any]:
 
 
 class _Writes(TorchDispatchMode):
-    """Keeps the values of parameters that an operator is about to write into; few models do, so that copying all of
-    them in advance would be a waste."""
+    """Keeps the memory that was there before and that an operator is about to write into, whosever it is; few models
+    do, so that copying all that they hold in advance would be a waste."""
 
-    def __init__(self, parameters: Sequence[Tensor]) -> None:
+    def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.watched = {p.untyped_storage().data_ptr(): p for p in parameters if type(p.data) is Tensor}
-        self.before: list[tuple[Tensor, int, Tensor]] = []
+        self.own: set[int] = set()
+        self.alive: list[Any] = []
+        self.before: dict[int, tuple[Tensor, Tensor]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
         if func._schema.is_mutable:
             for argument, given in zip(func._schema.arguments, args, strict=False):
-                if argument.is_write and type(given) is Tensor:
-                    parameter = self.watched.pop(given.untyped_storage().data_ptr(), None)
-                    if parameter is not None:
-                        self.before.append((parameter, -1, parameter.detach().clone()))
-        return func(*args, **(kwargs or {}))
+                if argument.is_write:
+                    self._keep(given)
+            for given in (kwargs[a.name] for a in func._schema.arguments if a.is_write and a.name in kwargs):
+                self._keep(given)
+        out = func(*args, **kwargs)
+        if not any(r.alias_info for r in func._schema.returns):
+            for x in out if isinstance(out, (tuple, list)) else (out,):
+                if isinstance(x, Tensor) and x.layout is torch.strided and _is_plain(x):
+                    self.alive.append(x.untyped_storage())  # or its memory might be another's later
+                    self.own.add(self.alive[-1].data_ptr())
+        return out
+
+    def _keep(self, given: Any) -> None:
+        for x in given if isinstance(given, (tuple, list)) else (given,):
+            if isinstance(x, Tensor) and x.layout is torch.strided and x.device.type != "meta" and _is_plain(x):
+                memory = x.untyped_storage()
+                place = memory.data_ptr()
+                if place and place not in self.own and place not in self.before:
+                    whole = torch.empty(0, dtype=torch.uint8, device=x.device).set_(memory)
+                    self.before[place] = whole, whole.clone()
+
+    def undo(self) -> None:
+        """Write back what was there."""
+        for whole, content in self.before.values():
+            if whole.untyped_storage().nbytes() == content.nbytes:  # and not given away since, as shards are
+                whole.copy_(content)
 
 
 @contextlib.contextmanager
@@ -215,6 +236,9 @@ class Record:
         set: the properties of tensors that were assigned: "data", "grad", "requires_grad".
         drew: whether Python's or numpy's random generator was used.
         output: what the run returned.
+        ran: the code of the user's that ran, where that was asked for and can be said.
+        asked: for which properties of a tensor's memory the user's code asked.
+        wrote: the memory that was there before and that it wrote into, by address.
     """
 
     events: list[tuple[Hashable, ...]] = field(default_factory=list)
@@ -227,6 +251,9 @@ class Record:
     set: set[str] = field(default_factory=set)
     drew: bool = False
     output: Any = None
+    ran: Ran | None = None
+    wrote: frozenset[int] = frozenset()
+    asked: frozenset[str] = frozenset()
 
 
 def _is_plain(tensor: Tensor) -> bool:
@@ -287,6 +314,18 @@ _REQUIRES_GRAD: Any = Tensor.requires_grad.__get__  # type: ignore[attr-defined]
 _SETTERS = {getattr(Tensor, name).__set__: name for name in ("data", "grad", "requires_grad")}
 
 
+_MEMORY: dict[Any, str] = {getattr(Tensor, n).__get__: n for n in ("_version", "_base")}
+_MEMORY_METHODS = frozenset(("is_contiguous", "stride", "storage_offset", "data_ptr", "untyped_storage", "storage"))
+"""What tells tensors apart that have the same numbers."""
+
+
+def _by_library(frame: Any) -> bool:
+    """Whether it is torch, or another library, that asks."""
+    while frame is not None and frame.f_code.co_filename == __file__:
+        frame = frame.f_back
+    return frame is None or is_library(frame.f_code.co_filename)
+
+
 class _Calls(TorchFunctionMode):
     """Counts the calls, and notes in which gradient mode they are made, which operators themselves do not show."""
 
@@ -301,6 +340,8 @@ class _Calls(TorchFunctionMode):
         if func in _SETTERS:
             self.record.set.add(_SETTERS[func])
         name = READS_REQUIRES_GRAD if func == _REQUIRES_GRAD else getattr(func, "__qualname__", None) or str(func)
+        if (func in _MEMORY or name.rpartition(".")[2] in _MEMORY_METHODS) and not _by_library(sys._getframe(1)):
+            self.record.asked |= {_MEMORY.get(func) or name.rpartition(".")[2]}
         if self.log:
             given = tuple(n for n in map(number, leaves) if n is not None)
             self.record.log.append((name, given, torch.is_grad_enabled()))
@@ -332,16 +373,28 @@ def count_calls(module: nn.Module, forward: Any, spec: Any, leaves: Sequence[Any
         args, kwargs = pytree.tree_unflatten(list(leaves), spec)
         try:
             with (
-                undone(module, leaves),
+                undone(module, leaves) as writes,
                 torch.autograd.graph.saved_tensors_hooks(pack, _unpacked),
                 _Calls(found, False, log),
             ):
-                found.output = forward(*args, **kwargs)
+                found.output = apart(forward(*args, **kwargs), leaves, writes)
             break
         except _DroppedError:  # forward takes gradients itself
             continue
-    found.output = pytree.tree_map_only(Tensor, Tensor.detach, opened(found.output))
     return found
+
+
+def apart(output: Any, leaves: Sequence[Any], writes: _Writes) -> Any:
+    """What a run returned, without its graph and in memory that is not put back afterwards."""
+    given = {x.untyped_storage().data_ptr() for x in leaves if isinstance(x, Tensor) and _is_plain(x)}
+
+    def own(x: Tensor) -> Tensor:
+        if x.layout is not torch.strided or not _is_plain(x):
+            return x.detach()
+        place = x.untyped_storage().data_ptr()
+        return x.detach().clone() if place in given or place in writes.before else x.detach()
+
+    return pytree.tree_map_only(Tensor, own, opened(output))
 
 
 class _DroppedError(RuntimeError):
@@ -363,11 +416,14 @@ def _unpacked(packed: Tensor | None) -> Tensor:
     return packed
 
 
-def record(module: nn.Module, forward: Any, spec: Any, leaves: Sequence[Any], per_module: bool = False) -> Record:
+def record(
+    module: nn.Module, forward: Any, spec: Any, leaves: Sequence[Any], per_module: bool = False, watch: bool = False
+) -> Record:
     """Run `forward` on the given leaves and record its operators.
 
     Args:
         per_module: also count what each module runs itself (through global module hooks).
+        watch: also note which code of the user's runs.
     """
     found = Record()
     labels: dict[Hashable, Hashable] = {}
@@ -384,10 +440,13 @@ def record(module: nn.Module, forward: Any, spec: Any, leaves: Sequence[Any], pe
     args, kwargs = pytree.tree_unflatten(list(leaves), spec)
     handles = _count_per_module(recorder, module, found) if per_module else []
     try:
-        with undone(module, leaves), torch.enable_grad(), _Calls(found, True), recorder:
+        with undone(module, leaves) as writes, torch.enable_grad(), _Calls(found, True), recorder:
             before = random.getstate(), _numpy_draws()
-            out = forward(*args, **kwargs)
-            found.drew = (random.getstate(), _numpy_draws()) != before
+            drawn = states((n, x) for n, x in reachable(module) if draws(x) and not isinstance(x, torch.Generator))
+            with code_that_runs() if watch else contextlib.nullcontext() as found.ran:
+                out = forward(*args, **kwargs)
+            found.drew = (random.getstate(), _numpy_draws()) != before or changed(drawn) is not None
+            found.wrote = frozenset(writes.before)
             found.replaced = [name for name, t, data in every if replaced(t, data)]
     finally:
         for handle in handles:

@@ -21,6 +21,7 @@ from linrec.ir import members
 _LENGTHS = (11, 4)
 """Numbers of steps at which forward is watched, the first that it takes: rarely the size of something else."""
 _SHAPE: Any = Tensor.shape.__get__  # type: ignore[attr-defined]
+_NBYTES: Any = Tensor.nbytes.__get__  # type: ignore[attr-defined]
 _COMPARISONS = frozenset(("__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__"))
 _READS = frozenset(("item", "tolist", "numpy", "__float__", "__int__", "__index__", "__complex__", "__array__"))
 _local = threading.local()
@@ -116,7 +117,7 @@ class _Watch(TorchFunctionMode):
             self.alive.append(made)  # an id is one's own only as long as one lives
             self.traced |= {id(x) for x in made}
         name = getattr(func, "__name__", "")
-        if func == _SHAPE or name == "size":
+        if func in (_SHAPE, _NBYTES) or name in ("size", "numel", "nelement"):
             return self._lengths(out)
         if name == "__len__" and out == self.length:
             self.found.length = True  # what becomes of the number cannot be seen
@@ -131,7 +132,10 @@ class _Watch(TorchFunctionMode):
     def _lengths(self, size: Any) -> Any:
         if isinstance(size, torch.Size):
             return torch.Size([self._lengths(s) for s in size])
-        return _Length(size) if type(size) is int and size == self.length else size
+        if type(size) is not int or size % self.length or not size:
+            return size
+        whole = size == self.length
+        return _made(size, (size // self.length, 0)) if whole or self.length == _LENGTHS[0] else size
 
 
 def questions(module: nn.Module, forward: Any, spec: Any, leaves: Sequence[Any], dims: Dims) -> Questions:

@@ -4,7 +4,7 @@ through them, through its arguments, and through the globals, classes and defaul
 from __future__ import annotations
 
 import collections
-import copy
+import functools
 import types
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from linrec.capture.beside import State, changed, put_back, states
 from linrec.capture.surroundings import GONE, is_object, points
 from linrec.ir import members
 from linrec.ir.held import DEPTH, Keys, is_open, items
@@ -21,7 +22,7 @@ from linrec.ir.results import can_be_opened
 
 PLAIN = (int, float, complex, bool, str, bytes, type(None), torch.dtype, torch.device)
 _TABLES = ("_parameters", "_buffers", "_modules")
-_CONTAINERS = (list, dict, set, collections.deque, collections.OrderedDict, collections.defaultdict)
+_KINDS: tuple[Any, ...] = (list, collections.OrderedDict, dict, set, collections.deque)
 _MOST = 20_000
 """Objects that are looked at."""
 
@@ -37,11 +38,13 @@ class Snapshot:
         modules: each submodule with its attributes, its tables, and the containers that its attributes hold.
         bindings: names that the code reads elsewhere: what they had, what reads them, and what sets them.
         outside: the containers that are found by these names.
+        beside: arrays and generators that are found by any of these ways.
     """
 
     modules: list[tuple[nn.Module, dict[str, Any], dict[str, dict[str, Any]], Held]]
     bindings: list[tuple[str, Any, Callable[[], Any], Callable[[Any], Any]]]
     outside: Held
+    beside: list[State]
 
 
 def snapshot_attributes(module: nn.Module) -> Snapshot:
@@ -54,11 +57,29 @@ def snapshot_attributes(module: nn.Module) -> Snapshot:
         state = dict(sub.__dict__)
         tables = {table: dict(sub.__dict__[table]) for table in _TABLES}
         held = [(n, c) for n, v in state.items() if n not in _TABLES for c in containers(v, own)]
-        saved.append((sub, state, tables, [(n, c, copy.copy(c)) for n, c in held]))
+        saved.append((sub, state, tables, [(n, c, _copied(c)) for n, c in held]))
     found = points(every)
-    outside = [(name, c, copy.copy(c)) for name, read, _ in found for c in containers(read(), own)]
+    outside = [(name, c, _copied(c)) for name, read, _ in found for c in containers(read(), own)]
     bindings = [(name, read(), read, write) for name, read, write in found if write is not None]
-    return Snapshot(saved, bindings, outside)
+    return Snapshot(saved, bindings, outside, states(reachable(module)))
+
+
+def reachable(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    """What the attributes of a module and the names in its code lead to, containers taken apart, by name."""
+    every = members.modules(module)
+    own = frozenset(map(id, every))
+    values = [(n, v) for sub in every for n, v in sub.__dict__.items() if n not in _TABLES]
+    for name, value in [*values, *((name, read()) for name, read, _ in points(every))]:
+        if type(value) not in PLAIN:
+            yield name, value
+            for c in containers(value, own):
+                yield from ((name, x) for x in (c.values() if isinstance(c, dict) else c) if type(x) not in PLAIN)
+
+
+def _copied(container: Any) -> Any:
+    """The content of a container, whatever its class makes of copies."""
+    kind = next(k for k in _KINDS if isinstance(container, k))
+    return kind(container)
 
 
 def containers(value: Any, own: frozenset[int] = frozenset()) -> list[Any]:
@@ -76,15 +97,17 @@ def containers(value: Any, own: frozenset[int] = frozenset()) -> list[Any]:
             pending.extend(value)
         elif id(value) in seen or type(value) in PLAIN or isinstance(value, Tensor):
             continue
-        elif type(value) in _CONTAINERS:
+        elif isinstance(value, _KINDS):
             seen.add(id(value))
             found.append(value)
             pending.extend(value.values() if isinstance(value, dict) else value)
         elif isinstance(value, nn.Module) or is_object(value):
             seen.add(id(value))
             pending.append(vars(value))
-        elif isinstance(value, types.MethodType):
+        elif isinstance(value, (types.MethodType, types.BuiltinMethodType)):
             pending.append(value.__self__)
+        elif isinstance(value, functools.partial):
+            pending += [value.func, *value.args, *value.keywords.values()]
     return found
 
 
@@ -104,6 +127,7 @@ def restore_attributes(saved: Snapshot) -> None:
             write(old)
     for _, container, content in saved.outside:
         _refill(container, content)
+    put_back(saved.beside)
     for sub, state, tables, held in saved.modules:
         for _, container, content in held:
             _refill(container, content)
@@ -118,11 +142,10 @@ def restore_attributes(saved: Snapshot) -> None:
 
 def _refill(container: Any, content: Any) -> None:
     if not same_items(container, content):
-        if isinstance(container, dict) and list(container) == list(content):
-            container.update(content)  # at no time is anything missing: another thread may look
-            return
-        container.clear()
-        (container.update if isinstance(container, (dict, set)) else container.extend)(content)
+        kind: Any = next(k for k in _KINDS if isinstance(container, k))  # whose methods do nothing else
+        if not (isinstance(container, dict) and list(container) == list(content)):
+            kind.clear(container)  # otherwise nothing is missing at any time: another thread may look
+        (kind.extend if kind in (list, collections.deque) else kind.update)(container, content)
 
 
 def touched(held: Held, known: Memos | None = None) -> tuple[str, str] | None:
@@ -158,7 +181,8 @@ def memos(before: Snapshot, first: Snapshot) -> Memos:
         if same_items(c, content) and id(c) in earlier and _only_added(earlier[id(c)], content, nothing_of_data)
     }
     names = set()
-    for (name, old, _, _), (_, now, read, _) in zip(before.bindings, first.bindings, strict=True):
+    pairs = zip(before.bindings, first.bindings, strict=True) if len(before.bindings) == len(first.bindings) else ()
+    for (name, old, _, _), (_, now, read, _) in pairs:
         if now is not old and type(now) in (bool, str, type(None)) and read() is now:
             names.add(name)
     return Memos(frozenset(added), frozenset(names))
@@ -188,7 +212,7 @@ _NO_DATA = (str, bool, bytes, type(None), type, types.ModuleType, types.Function
 def _is_no_data(value: Any) -> bool:
     if isinstance(value, tuple):
         return all(map(_is_no_data, value))
-    return isinstance(value, (*_NO_DATA, *_CONTAINERS)) or is_object(value)
+    return isinstance(value, (*_NO_DATA, *_KINDS)) or is_object(value)
 
 
 def assigned(saved: Snapshot, module: nn.Module, known: Memos) -> list[tuple[str, str, Keys, Any]]:
@@ -206,6 +230,9 @@ def assigned(saved: Snapshot, module: nn.Module, known: Memos) -> list[tuple[str
             and not (type(now) in PLAIN and type(now) is type(old) and now == old)
         ):
             raise refuse("LR013", f"forward changes '{name}', which its code also reads.")
+    array = changed(saved.beside)
+    if array is not None:
+        raise refuse("LR013", f"forward changes '{array}', or what it holds.")
     other = touched(saved.outside, known)
     if other:
         raise refuse("LR013", f"forward changes '{other[0]}', or what it holds, which its code also reads.")
@@ -221,9 +248,9 @@ def assigned(saved: Snapshot, module: nn.Module, known: Memos) -> list[tuple[str
                     if all(isinstance(b, Tensor) or b is None for _, b in new):
                         found += [(paths[id(sub)], name, (), value) for name, value in new]
                         continue
-                changed = [n for n in {**old_items, **(live or {})} if (live or {}).get(n) is not old_items.get(n)]
-                changed.sort(key=lambda n: n in old_items and n in (live or {}))  # what is new, or gone, first
-                where = ".".join(filter(None, (paths[id(sub)], *changed[:1])))
+                renewed = [n for n in {**old_items, **(live or {})} if (live or {}).get(n) is not old_items.get(n)]
+                renewed.sort(key=lambda n: n in old_items and n in (live or {}))  # what is new, or gone, first
+                where = ".".join(filter(None, (paths[id(sub)], *renewed[:1])))
                 raise refuse("LR013", f"forward assigns the {kind} {where!r}.")
         for name, value in sub.__dict__.items():
             old = state.get(name, getattr(type(sub), name, _Missing))

@@ -5,95 +5,364 @@ them for fixed, so it holds while they are what they were."""
 from __future__ import annotations
 
 import argparse
+import array
+import collections
+import contextlib
 import contextvars
 import functools
+import gc
+import operator
 import os
+import re
 import sys
 import threading
 import types
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from typing import Any
 
 from torch import Tensor, nn
 
+from linrec.capture.beside import draws, is_one_way
+
 _FOREIGN = sys.stdlib_module_names | {"torch", "numpy", "linrec", "_pytest", "pytest", "IPython"}
 """Packages whose own globals no model changes between two calls."""
 _PLAIN = (int, float, complex, bool, str, bytes, type(None))
-_CONTAINERS = (list, dict, tuple, set, frozenset)
+_CONTAINERS = (list, dict, tuple, set, frozenset, collections.deque)
+_BUFFERS = (bytearray, array.array)
 _MAX_ITEMS = 64
+_MAX_BYTES = 1 << 16
 _MAX_POINTS = 256
+"""Of those that are near by their names."""
 _MAX_OBJECTS = 256
 _DEPTH = 6
 
 Point = tuple[str, Callable[[], Any], Callable[[Any], Any] | None]
 """A name, what reads the value, and what sets it."""
-
-
-def surroundings(modules: list[nn.Module]) -> tuple[tuple[str, Hashable], ...]:
-    """What the code of these modules can read besides their own attributes, as it is now, by name."""
-    return tuple([(name, _frozen(read(), _DEPTH, set())) for name, read, _ in points(modules)])
+Reached = frozenset[Any]
+"""Functions, classes and Python modules."""
 
 
 def points(modules: list[nn.Module]) -> tuple[Point, ...]:
-    """Where the code of these modules can read values besides their own attributes."""
-    classes = frozenset([type(m) for m in modules])
-    own = frozenset([v for m in modules for v in m.__dict__.values() if type(v) is types.FunctionType])
-    return _points(classes, own)
+    """Where the code of these modules may read values besides their own attributes: all that its names lead to, as far
+    as that is near, and what it was seen to read."""
+    key = frozenset([type(m) for m in modules]), reached(modules)
+    found = _known.get(key)
+    if found is None:
+        if len(_known) >= 128:
+            _known.clear()
+        found = _known[key] = tuple(_Search(*key).found.values())
+    return (*found, *_read.get(key[0], ()))
+
+
+def reached(modules: list[nn.Module]) -> Reached:
+    """The functions that attributes of modules hold, the classes of objects that they hold, and Python modules: code
+    that forward may run, and that may read values of its own."""
+    every = set(map(id, modules))
+    return frozenset(_reached([v for m in modules for n, v in m.__dict__.items() if n not in _TABLES], every))
+
+
+_TABLES = ("_parameters", "_buffers", "_modules", "forward")
+_DULL = frozenset([*_PLAIN, Tensor, nn.Parameter, *_BUFFERS])
+
+
+def _reached(values: list[Any], seen: set[int]) -> set[Any]:
+    found: set[Any] = set()
+    pending = list(values)
+    while pending and len(seen) < _MAX_OBJECTS + len(values):
+        value = pending.pop()
+        kind = type(value)
+        if kind in _DULL or id(value) in seen:
+            continue
+        if kind is types.FunctionType or isinstance(value, (type, types.ModuleType)):
+            if not _is_foreign(_module_of(value)):
+                found.add(value)
+            continue
+        seen.add(id(value))
+        if kind is types.MethodType:
+            pending += [value.__func__, value.__self__]
+        elif kind is types.BuiltinMethodType:
+            pending += [] if isinstance(value.__self__, types.ModuleType) else [value.__self__]
+        elif kind is functools.partial:
+            pending += [value.func, *value.args, *value.keywords.values()]
+        elif kind is _CACHED:
+            pending.append(value.__wrapped__)
+        elif isinstance(value, _CONTAINERS):
+            if len(value) <= _MAX_ITEMS:
+                pending += value.values() if isinstance(value, dict) else value
+            if not _is_foreign(kind.__module__) and kind not in _CONTAINERS:
+                found.add(kind)
+        elif is_object(value) or (isinstance(value, nn.Module) and not _is_foreign(kind.__module__)):
+            found.add(kind)
+            pending += vars(value).values()
+    return found
 
 
 class GONE:
     """What a variable has that is not set."""
 
 
-@functools.lru_cache(maxsize=128)
-def _points(classes: frozenset[type], own: frozenset[types.FunctionType]) -> tuple[Point, ...]:
-    found: dict[tuple[int, str], Point] = {}
-    seen: set[int] = set()
-    functions = list(own)
-    for cls in sorted(classes, key=lambda c: f"{c.__module__}.{c.__qualname__}"):
-        for base in cls.__mro__:
-            if _is_foreign(base.__module__):
-                continue
-            for name, value in list(vars(base).items()):
-                functions += _functions_of(value)
-                if not name.startswith("__") and _is_state(value):
-                    found[id(cls), name] = _attribute(cls, name, value)
-    while functions and len(found) < _MAX_POINTS:
-        function = functions.pop()
-        if id(function.__code__) in seen or _is_foreign(function.__module__ or ""):
-            continue
-        seen.add(id(function.__code__))
+_known: dict[Hashable, tuple[Point, ...]] = {}
+_read: dict[Hashable, tuple[Point, ...]] = {}
+
+
+_CODE = (types.FunctionType, types.BuiltinFunctionType, type, staticmethod, classmethod, property, functools.partial)
+"""What names may stand for so that other code runs."""
+
+
+_CACHED: Any = functools._lru_cache_wrapper
+
+
+class _Names:
+    """Points that names stand for.
+
+    Attributes:
+        found: the points, by the space of names and the name.
+        pending: functions, classes and Python modules that values lead to.
+        names: all names that were looked up.
+    """
+
+    def __init__(self) -> None:
+        self.found: dict[tuple[int, str], Point] = {}
+        self.pending: list[Any] = []
+        self.names: set[str] = set()
+
+    def function(self, function: types.FunctionType) -> None:
+        """What a function has of its own."""
         for cell, name in zip(function.__closure__ or (), function.__code__.co_freevars, strict=True):
-            content = _content(cell)
-            functions += _functions_of(content)
-            if _is_state(content):
-                found[id(cell), name] = _point(
-                    name,
-                    content,
-                    functools.partial(_content, cell),
-                    functools.partial(setattr, cell, "cell_contents"),
-                )
+            read, write = functools.partial(_content, cell), functools.partial(setattr, cell, "cell_contents")
+            self.value(id(cell), name, _content(cell), read, write)
         if any(map(_is_state, _defaults(function))):
-            found[id(function), "defaults"] = (function.__name__, functools.partial(_defaults, function), None)
-        names = set(_names(function.__code__))
+            self.pending += _reached(list(_defaults(function)), set())
+            self.found[id(function), "defaults"] = (function.__name__, functools.partial(_defaults, function), None)
+        if _notes(function):
+            self.pending += _reached(list(_notes(function).values()), set())
+            self.found[id(function), "attributes"] = (function.__name__, functools.partial(vars, function), None)
+
+    def code(self, code: types.CodeType, space: dict[str, Any]) -> None:
+        """What the names in code stand for among its globals."""
+        names = set(_names(code))
+        self.names |= names
         if names & {"environ", "getenv"}:
-            found[0, "environ"] = ("os.environ", lambda: tuple(sorted(os.environ.items())), None)
-        for name in sorted(names & function.__globals__.keys()):
-            value = function.__globals__[name]
-            functions += _functions_of(value)
-            if _is_state(value):
-                found[id(function.__globals__), name] = _point(
-                    name,
-                    value,
-                    functools.partial(function.__globals__.get, name, GONE),
-                    functools.partial(function.__globals__.__setitem__, name),
-                )
-            elif isinstance(value, (types.ModuleType, type)) and not _is_foreign(_module_of(value)):
-                for inner in sorted(names & vars(value).keys()):
-                    functions += _functions_of(vars(value)[inner])
-                    if _is_state(vars(value)[inner]):
-                        found[id(value), inner] = _attribute(value, inner, vars(value)[inner])
-    return tuple(found.values())
+            self.found[0, "environ"] = ("os.environ", lambda: tuple(sorted(os.environ.items())), None)
+        for name in sorted(names & space.keys()):
+            read, write = functools.partial(space.get, name, GONE), functools.partial(space.__setitem__, name)
+            self.value(id(space), name, space[name], read, write)
+
+    def value(self, space: int, name: str, value: Any, read: Callable[[], Any], write: Callable[[Any], Any]) -> None:
+        """What a name stands for in a space of names."""
+        self.pending += _reached([value], set())
+        if type(value) is _CACHED:  # what it gives may be older than what it would read
+            for function in _functions_of(value):
+                self.function(function)
+                self.code(function.__code__, function.__globals__)
+        if _is_state(value) or isinstance(value, _CODE):
+            self.found[space, name] = _point(name, value, read, write)
+
+    def attributes(self, owner: Any, base: Any = None) -> None:
+        """What the names that were looked up stand for in a Python module, or in a class by one of its bases."""
+        for name in sorted(self.names & vars(base or owner).keys()):
+            value = vars(base or owner)[name]
+            if (id(owner), name) not in self.found:
+                self.pending += _reached([value], set())
+                if isinstance(value, _CODE) or (_is_state(value) and not name.startswith("__")):
+                    self.found[id(owner), name] = _attribute(owner, name, value)
+
+
+_UNNAMED = re.compile("__(?!init|new|post_init|setstate|getstate|reduce|copy|deepcopy|repr|str|del)")
+"""Methods that run without being called by name."""
+
+
+class _Search(_Names):
+    """Follows code from forward on: names to what they stand for, values to their classes, classes to those of their
+    methods that a name calls."""
+
+    def __init__(self, classes: frozenset[type], reach: Reached) -> None:
+        super().__init__()
+        self.pending = [*sorted(classes, key=lambda c: f"{c.__module__}.{c.__qualname__}"), *reach]
+        self.seen: set[int] = set()
+        self.names.add("forward")
+        self.made = classes
+        self.members: list[tuple[type, str, Any]] = []
+        self.modules: list[types.ModuleType] = []
+        while self.pending and len(self.found) < _MAX_POINTS:
+            value = self.pending.pop(0)  # what is near comes first
+            if id(value) not in self.seen:
+                self.seen.add(id(value))
+                if isinstance(value, type):
+                    bases = [b for b in value.__mro__ if not _is_foreign(b.__module__)]
+                    self.members += [(value, n, x) for b in bases for n, x in list(vars(b).items())]
+                elif isinstance(value, types.ModuleType):
+                    self.modules.append(value)
+                elif id(value.__code__) not in self.seen and not _is_foreign(value.__module__ or ""):
+                    self.seen.add(id(value.__code__))
+                    self.function(value)
+                    self.code(value.__code__, value.__globals__)
+            if not self.pending:
+                self._by_name()
+                self.pending = [x for x in self.pending if id(x) not in self.seen]
+
+    def _by_name(self) -> None:
+        """What the names that were seen so far stand for in classes and Python modules."""
+        for module in self.modules:
+            self.attributes(module)
+        waiting, self.members = self.members, []
+        for cls, name, value in waiting:
+            named = name in self.names or _UNNAMED.match(name)
+            if not named and not (name == "__init__" and cls not in self.made and cls.__name__ in self.names):
+                self.members.append((cls, name, value))
+                continue
+            self.pending += _functions_of(value)
+            if not name.startswith("__") and _is_state(value):
+                self.pending += _reached([value], set())
+                self.found[id(cls), name] = _attribute(cls, name, value)
+
+
+Ran = dict[types.CodeType, tuple[dict[str, Any], set[type]]]
+"""Code that ran, with its globals and the classes of its first arguments."""
+
+
+@contextlib.contextmanager
+def code_that_runs() -> Iterator[Ran | None]:
+    """Note the code of the user's that runs in the block; None where other tools watch this thread already."""
+    found: Ran = {}
+
+    def note(frame: types.FrameType, event: str, arg: Any) -> None:
+        if event == "call":
+            code = frame.f_code
+            if code not in found:
+                if _is_foreign(str(frame.f_globals.get("__name__", ""))):
+                    return
+                found[code] = (frame.f_globals, set())
+            if code.co_argcount:
+                first = frame.f_locals.get(code.co_varnames[0])
+                found[code][1].add(first if isinstance(first, type) else type(first))
+
+    if sys.getprofile() is None:
+        sys.setprofile(note)
+        try:
+            yield found
+        finally:
+            sys.setprofile(None)
+    elif sys.gettrace() is None:
+        sys.settrace(note)
+        try:
+            yield found
+        finally:
+            sys.settrace(None)
+    else:
+        yield None
+
+
+class Watch:
+    """What code that ran has read from elsewhere, as it was: as long as that holds, the same code runs again."""
+
+    def __init__(self, modules: list[nn.Module], ran: Ran | None) -> None:
+        found = _that_ran(modules, ran) if ran is not None else points(modules)
+        if ran is not None:
+            _read[frozenset([type(m) for m in modules])] = found
+        values = [(read, read()) for _, read, _ in found]
+        self._same = [(read, value) for read, value in values if _is_fixed(value)]
+        others = [(read, value) for read, value in values if not _is_fixed(value)]
+        self._equal = [(read, _items(value), _frozen(value, _DEPTH, set())) for read, value in others]
+
+    def holds(self) -> bool:
+        """Whether all of it is as it was."""
+        for read, value in self._same:
+            now = read()
+            if now is not value and not (type(now) is type(value) and type(now) in _PLAIN and now == value):
+                return False
+        for read, items, value in self._equal:
+            now = read()
+            if (items is None or not _has(now, items)) and _frozen(now, _DEPTH, set()) != value:
+                return False
+        return True
+
+
+def _is_fixed(value: Any) -> bool:
+    """Whether a value is what it was as long as it is the same object, or equal."""
+    if isinstance(value, types.FunctionType):
+        return not _notes(value)
+    if type(value) is tuple:
+        return all(map(_is_fixed, value))
+    return type(value) in _PLAIN or isinstance(value, (*_CODE[1:-1], types.ModuleType, types.CodeType)) or value is GONE
+
+
+def _items(value: Any) -> tuple[Any, list[Any] | None, list[Any]] | None:
+    """A container, and what it holds, if that is nothing but what is fixed: then it is quick to compare."""
+    if isinstance(value, dict) and all(map(_is_fixed, value.values())):
+        return value, list(value), list(value.values())
+    if isinstance(value, (list, tuple)) and all(map(_is_fixed, value)):
+        return value, None, list(value)
+    return None
+
+
+def _has(now: Any, items: tuple[Any, list[Any] | None, list[Any]]) -> bool:
+    """Whether it is the same container with the same objects."""
+    container, keys, values = items
+    if now is not container or len(now) != len(values) or (keys is not None and list(now) != keys):
+        return False
+    return all(map(operator.is_, now if keys is None else now.values(), values))
+
+
+def _notes(function: types.FunctionType) -> dict[str, Any]:
+    """What somebody has put on a function, without what wrappers leave there."""
+    return {k: v for k, v in vars(function).items() if not k.startswith("__")} if function.__dict__ else {}
+
+
+def _that_ran(modules: list[nn.Module], ran: Ran) -> tuple[Point, ...]:
+    search = _Names()
+    search.names |= {"forward", *(code.co_name for code in ran)}  # called by others than code that ran
+    for code, (space, _) in ran.items():
+        search.code(code, space)
+    classes = {type(m) for m in modules}.union(*(kinds for _, kinds in ran.values()))
+    search.pending += [*classes, *reached(modules)]
+    for function in _functions_with(ran, list(search.pending)):
+        search.function(function)
+        read = functools.partial(getattr, function, "__code__")
+        search.found[id(function), "code"] = (function.__name__, read, None)
+    seen: set[int] = set()
+    while search.pending:
+        owner = search.pending.pop()
+        if id(owner) in seen:
+            continue
+        seen.add(id(owner))
+        if isinstance(owner, types.ModuleType):
+            search.attributes(owner)
+        elif isinstance(owner, type):
+            for base in owner.__mro__:
+                if not _is_foreign(base.__module__):
+                    search.attributes(owner, base)
+    return tuple(search.found.values())
+
+
+def _functions_with(ran: Ran, roots: Iterable[Any]) -> list[types.FunctionType]:
+    """The functions that have code: those that classes, names and values lead to, and others that exist. Code within
+    other code that ran is left out: its functions are made anew each time.
+
+    Args:
+        ran: the code; roots: functions and classes.
+    """
+    inner = {c for code in ran for c in code.co_consts if isinstance(c, types.CodeType)}
+    wanted = {c for c in ran if c not in inner}
+    found: list[types.FunctionType] = []
+    seen: set[int] = set()
+    pending = list(roots)
+    while pending:
+        value = pending.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, type):
+            bases = [b for b in value.__mro__ if not _is_foreign(b.__module__)]
+            pending += [f for base in bases for x in list(vars(base).values()) for f in _functions_of(x)]
+        elif isinstance(value, types.FunctionType):
+            if value.__code__ in wanted:
+                found.append(value)
+            pending += _reached([_content(cell) for cell in value.__closure__ or ()], set())
+    rest = [c for c in wanted.difference(f.__code__ for f in found) if c.co_freevars]
+    if rest:
+        found += [f for f in gc.get_referrers(*rest) if isinstance(f, types.FunctionType)]
+    return found
 
 
 def _point(name: str, value: Any, read: Callable[[], Any], write: Callable[[Any], Any]) -> Point:
@@ -104,8 +373,16 @@ def _point(name: str, value: Any, read: Callable[[], Any], write: Callable[[Any]
 
 
 def _attribute(owner: Any, name: str, value: Any) -> Point:
-    read, write = functools.partial(getattr, owner, name, GONE), functools.partial(setattr, owner, name)
+    read, write = functools.partial(_has_of, owner, name), functools.partial(setattr, owner, name)
     return _point(name, value, read, write)
+
+
+def _has_of(owner: Any, name: str) -> Any:
+    """What a class, or a Python module, has under a name: the thing itself, not what it gives as an attribute."""
+    for space in owner.__mro__ if isinstance(owner, type) else (owner,):
+        if name in space.__dict__:
+            return space.__dict__[name]
+    return GONE
 
 
 def _defaults(function: types.FunctionType) -> tuple[Any, ...]:
@@ -126,19 +403,30 @@ def _functions_of(value: Any) -> list[types.FunctionType]:
     """The Python functions that a value is or wraps."""
     if isinstance(value, (staticmethod, classmethod)):
         value = value.__func__
-    if isinstance(value, property):
-        return [f for f in (value.fget,) if isinstance(f, types.FunctionType)]
+    if isinstance(value, (property, functools.cached_property)):
+        value = value.fget if isinstance(value, property) else value.func
     found = []
-    while isinstance(value, types.FunctionType):
-        found.append(value)
-        value = getattr(value, "__wrapped__", None)
+    while value is not None and not isinstance(value, type):
+        if isinstance(value, types.FunctionType):
+            found.append(value)
+        if isinstance(value, functools.partial):
+            value = value.func
+        else:
+            notes = vars(value) if isinstance(value, (types.FunctionType, _CACHED)) else {}
+            value = notes.get("__wrapped__")
     return found
 
 
 def _is_state(value: Any) -> bool:
     if isinstance(value, type):
         return False
-    return isinstance(value, (*_PLAIN, *_CONTAINERS, Tensor, contextvars.ContextVar)) or is_object(value)
+    kinds = (*_PLAIN, *_CONTAINERS, *_BUFFERS, Tensor, contextvars.ContextVar)
+    return isinstance(value, kinds) or _is_array(value) or is_one_way(value) or draws(value) or is_object(value)
+
+
+def _is_array(value: Any) -> bool:
+    numpy = sys.modules.get("numpy")
+    return numpy is not None and isinstance(value, numpy.ndarray)
 
 
 def _of_context(variable: contextvars.ContextVar[Any]) -> Any:
@@ -156,11 +444,13 @@ def _content(cell: types.CellType) -> Any:
 
 
 def _names(code: types.CodeType) -> Iterator[str]:
-    """The names that code and the functions within it look up."""
+    """The names that code and the functions within it look up, by strings, too."""
     yield from code.co_names
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
             yield from _names(constant)
+        elif isinstance(constant, str) and constant.isidentifier():
+            yield constant
 
 
 def _frozen(value: Any, depth: int, seen: set[int]) -> Hashable:
@@ -168,6 +458,12 @@ def _frozen(value: Any, depth: int, seen: set[int]) -> Hashable:
         return (type(value), value)
     if isinstance(value, Tensor):
         return ("tensor", id(value))  # a plan reads the numbers of such a tensor at every call
+    if isinstance(value, _BUFFERS) or (_is_array(value) and not value.dtype.hasobject):
+        content = bytes(value) if isinstance(value, bytearray) else value.tobytes()
+        return (type(value), str(getattr(value, "dtype", "")), content if len(content) <= _MAX_BYTES else id(value))
+    if isinstance(value, types.FunctionType):
+        notes = _notes(value) if depth else None
+        return (id(value), tuple([(k, _frozen(v, depth - 1, seen)) for k, v in notes.items()]) if notes else ())
     objects = is_object(value) and not isinstance(value, _CONTAINERS)
     size = len(vars(value)) if objects else len(value) if isinstance(value, _CONTAINERS) else _MAX_ITEMS + 1
     if size > _MAX_ITEMS or depth == 0 or id(value) in seen or len(seen) > _MAX_OBJECTS:

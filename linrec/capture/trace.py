@@ -407,11 +407,12 @@ def _export_failure(error: BaseException) -> Refused:
     return refuse(
         "LR015" if guard or "_local_scalar_dense" in text else "LR002",
         f"{type(error).__name__}: {first}",
-        _where(error),
+        raised_at(error),
     )
 
 
-def _where(error: BaseException) -> str:
+def raised_at(error: BaseException) -> str:
+    """The innermost line of the user's that an exception passed."""
     import traceback
 
     found = ""

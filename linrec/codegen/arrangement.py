@@ -216,6 +216,23 @@ def _roll(t: Translator, a: Any) -> Value:
     return x
 
 
+@rule("repeat")
+def _repeat(t: Translator, a: Any) -> Value:
+    x = a.self
+    while rank(x) < len(a.repeats):
+        x = each_part(x, lambda v: t.unsqueeze(v, 0))
+    for dim, count in enumerate(a.repeats):
+        size = _size(x, dim)
+        if number(count) == 1:
+            continue
+        if size == 1:
+            shape = [count if d == dim else _size(x, d) for d in range(rank(x))]
+            x = each_part(x, lambda v, shape=shape: t.expand(v, shape))  # type: ignore[misc]
+        else:
+            x = _joined(t, a, [x] * count, dim, [k * size for k in range(count)])
+    return x
+
+
 @rule("pad", "constant_pad_nd")
 def _pad(t: Translator, a: Any) -> Value:
     mode, fill = getattr(a, "mode", "constant"), a.value

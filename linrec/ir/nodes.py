@@ -20,6 +20,16 @@ def value(node: Any) -> Any:
     return node.meta.get("val") if isinstance(node, fx.Node) else node
 
 
+_MADE = ("zeros", "ones", "full", "empty", "arange", "eye", "scalar_tensor", "linspace", "rand", "randn")
+
+
+def is_made(node: fx.Node) -> bool:
+    """Whether a tensor is made of numbers only, and so has no gradient to lose."""
+    schema = getattr(node.target, "_schema", None)
+    name = schema.name.removeprefix("aten::") if schema is not None else ""
+    return name.removeprefix("new_").removesuffix("_like") in _MADE
+
+
 def size_expr(size: Any) -> Any:
     """A size as an int, or as a sympy expression of the symbolic sizes."""
     if isinstance(size, torch.SymInt):

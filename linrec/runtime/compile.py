@@ -24,7 +24,9 @@ from linrec.capture.reroll import reroll
 from linrec.capture.scalars import numbers_as_tensors
 from linrec.capture.snapshot import Memos
 from linrec.capture.source import Source
+from linrec.capture.surroundings import Ran, Watch
 from linrec.capture.trace import Trace, trace
+from linrec.ir import members
 from linrec.ir.extension import Extension
 from linrec.ir.held import lookup
 from linrec.ir.nodes import shape_of, value
@@ -38,7 +40,7 @@ from linrec.passes import involved, standard
 from linrec.passes.base import Observer
 from linrec.runtime.initial import keep_initial_states
 from linrec.runtime.plan import Plan, TimeDim, gradient_flags
-from linrec.runtime.shortruns import Varied, find_memos, fingerprint, free_dims, read_by, reads_gradient_flags
+from linrec.runtime.shortruns import Varied, asks_tensors, find_memos, fingerprint, free_dims, read_by
 from linrec.runtime.state import frozen_state
 from linrec.runtime.validate import validate
 
@@ -55,6 +57,14 @@ class Compiled:
     recurrences: list[Recurrence] = field(default_factory=list)
     sizes: list[list[tuple[int, ...]]] = field(default_factory=list)
     """The sizes of the tensors among the leaves of each call that was compiled."""
+    watch: Watch | None = None
+    """What the code reads elsewhere, as it was when this was compiled."""
+
+    def look(self, modules: list[nn.Module], ran: Sequence[Ran | None]) -> None:
+        """Note what code that ran has read elsewhere; where nothing is known of it, what it may read."""
+        if self.watch is None:
+            every = {code: how for each in ran for code, how in (each or {}).items()}
+            self.watch = Watch(modules, every if ran and None not in ran else None)
 
     def varied(self, leaves: Sequence[Any]) -> Varied:
         """Note the sizes of a call that is about to be compiled.
@@ -89,7 +99,14 @@ class Options:
 
 
 def compile_call(
-    module: nn.Module, forward: Any, spec: Any, leaves: Sequence[Any], name: str, options: Options, varied: Varied
+    module: nn.Module,
+    forward: Any,
+    spec: Any,
+    leaves: Sequence[Any],
+    name: str,
+    options: Options,
+    varied: Varied,
+    found: Compiled | None = None,
 ) -> tuple[Plan | None, list[Obstruction]]:
     """Compile one call.
 
@@ -99,16 +116,20 @@ def compile_call(
         name: qualified name of the module, for the report.
         varied: for each tensor leaf, the dimensions that the plan shall serve at any size, besides time and the first
             other one. Each symbol costs tracing time, and hides from the analysis where a dimension is cut.
+        found: is told what the code reads elsewhere.
 
     Returns:
         (plan, []), or (None, obstructions).
     """
     obstructions: list[Obstruction] = []
-    for axis in find_time(module, forward, spec, leaves):
+    axes = list(find_time(module, forward, spec, leaves))
+    if found is not None:
+        found.look(members.modules(module), [axis.ran for axis in axes])
+    for axis in axes:
         if module not in axis.owners:
             continue
         try:
-            return _compile(module, forward, spec, leaves, axis, name, options, varied), []
+            return _compile(module, axis.forward or forward, spec, leaves, axis, name, options, varied), []
         except Refused as refused:
             obstructions.append(refused.obstruction)
     return None, obstructions
@@ -125,14 +146,15 @@ def _compile(
     varied: Varied,
 ) -> Plan:
     tensors = [x for x in leaves if isinstance(x, Tensor)]
-    flags = gradient_flags(module, tensors) if reads_gradient_flags(module, forward, spec, leaves, axis) else None
+    asks_gradient, contiguous = asks_tensors(module, forward, spec, leaves, axis)
+    flags = gradient_flags(module, tensors) if asks_gradient else None
     asked = questions(module, forward, spec, leaves, axis.dims)
     key = fingerprint(module, forward, spec, leaves, axis, varied)
     shared = options.shared.get(key) if key is not None else None
-    if shared is not None and shared[0].fits(tensors) and not asked.value:
+    if shared is not None and shared[0].fits(tensors) and not asked.value and axis.forward is None:
         plan, state = shared
         same_state = state == frozen_state(module, read_by(module, forward, spec, leaves, axis))
-        return replace(_adopt(plan, axis, name, same_state), flags=flags)
+        return replace(_adopt(plan, axis, name, same_state), flags=flags, contiguous=contiguous)
     refusal: Refused | None = None
     known = Memos()
     attempts = [*_LENGTHS[axis.shown_at]]
@@ -157,8 +179,9 @@ def _compile(
         if asked.value:  # not before: where the numbers come of the input, tracing says more
             text = f"forward reads the numbers of a tensor by '{asked.value}', and they may be others at the next call."
             raise refuse("LR015", text)
-        plan.flags, plan.asks_length = flags, asked.length
-        if key is not None:
+        plan.flags, plan.contiguous, plan.asks_length = flags, contiguous, asked.length
+        plan.only_length = plan.length(tensors) if axis.forward is not None else None
+        if key is not None and axis.forward is None:
             options.shared[key] = (plan, frozen_state(module, read_by(module, forward, spec, leaves, axis)))
         return plan
     assert refusal is not None

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from linrec.capture.discover import SHORT, find_time
+from linrec.capture.trace import raised_at
 from linrec.codegen import torch_forms
 from linrec.ir import members
 from linrec.ir.extension import PASSING
@@ -24,7 +25,7 @@ from linrec.ops.opaque import is_traced
 from linrec.runtime.compile import Compiled, Options, compile_call
 from linrec.runtime.placement import default_device, under_default_device, without_default_device
 from linrec.runtime.plan import OtherBranch, Plan
-from linrec.runtime.signature import PLAIN, flattened, is_positional, known, ordinary, signature, unsupported
+from linrec.runtime.signature import PLAIN, flattened, is_positional, known, one_way, ordinary, signature, unsupported
 from linrec.runtime.state import Seen
 from linrec.runtime.traced import Traced, is_callable
 from linrec.runtime.turns import Turns, inside
@@ -42,7 +43,14 @@ def original_forward(module: nn.Module) -> Any:
     own = module.__dict__.get("forward")
     if isinstance(own, Dispatcher):
         return own.original
-    return own if own is not None else type(module).forward.__get__(module)
+    return own if own is not None else _of_class(module)
+
+
+def _of_class(module: nn.Module) -> Any:
+    """What the module's class has for its forward: a function, or anything else that can be called."""
+    found = inspect.getattr_static(type(module), "forward")
+    bind = getattr(type(found), "__get__", None)
+    return found if bind is None else bind(found, module, type(module))
 
 
 @dataclass
@@ -82,7 +90,7 @@ class Dispatcher:
     @property
     def original(self) -> Any:
         """The module's own forward."""
-        own = self._own if self._own is not None else type(self.module).forward.__get__(self.module)
+        own = self._own if self._own is not None else _of_class(self.module)
         return under_default_device(own)
 
     @property
@@ -158,9 +166,13 @@ class Dispatcher:
             if self.root and key not in self.looked and (key, _clipped(leaves)) not in self.looked:
                 try:
                     self._look(key, spec, leaves)
+                except NotParallelizable:
+                    raise
                 except Exception:
                     self.looked.add(key)  # not again at every call
                     raise
+        except NotParallelizable:
+            raise
         except Exception as error:  # a bug of the compiler must never break the model
             self._note(_failure(error))
             return self.original(*args, **kwargs)
@@ -193,6 +205,16 @@ class Dispatcher:
             hint = "Pass tensors and plain values; language models take use_cache=False in training."
             self._note(Obstruction("LR014", "", f"the call has an argument of type {name}.", hint))
 
+    def _note_other_length(self, failures: list[IndexError]) -> None:
+        """Say that forward runs a number of steps that does not come of its input, where that is what it looks like."""
+        if failures:
+            text = f"with fewer steps forward raises {type(failures[0]).__name__}: {failures[0]}."
+            hint = "Take the number of steps from the input, as by range(x.shape[1])."
+            problem = Obstruction("LR005", raised_at(failures[0]), text, hint)
+            self._note(problem)
+            if self.settings.strict:
+                raise NotParallelizable([problem])
+
     def _note(self, problem: Obstruction) -> None:
         """Put an obstruction into the report that belongs to no signature."""
         found = self.compiled.setdefault("failures", Compiled())
@@ -209,12 +231,18 @@ class Dispatcher:
 
     def _look(self, key: Hashable, spec: Any, leaves: list[Any]) -> None:
         """Find the modules that own a time loop in this call, and put a dispatcher in front of each."""
+        problem = one_way(self.module)
+        if problem is not None:
+            self._note(problem)
+            self.looked.add(key)
+            return
         names = {id(m): n for n, m in members.named_modules(self.module)}
         with self.settings.turns.alone() as free:
             if not free:
                 return
+            failures: list[IndexError] = []
             with _quiet():
-                axes = find_time(self.module, self.original, spec, leaves)
+                axes = list(find_time(self.module, self.original, spec, leaves, failures))
             for axis in axes:
                 for owner in axis.owners:
                     if owner is self.module:
@@ -227,6 +255,7 @@ class Dispatcher:
             if not self.owner and not any(
                 isinstance(m.__dict__.get("forward"), Dispatcher) for m in names_of(self.module)
             ):
+                self._note_other_length(failures)
                 key = (key, _clipped(leaves))  # a longer call may show more
             self.looked.add(key)
 
@@ -260,7 +289,7 @@ class Dispatcher:
         self, key: Hashable, spec: Any, leaves: list[Any], tensors: list[Tensor]
     ) -> tuple[Plan | None, int, list[Any] | None]:
         """The plan for a call, compiled and checked where that is due, the length, and what the plan runs with."""
-        found = self.compiled.get(key)
+        key, found = self._found(key)
         plan, values = self._admitted(found, tensors) if found else (None, None)
         if plan is None and (found is None or (found.plans and not self._too_short(found, tensors))):
             found = self._compile(key, spec, leaves, found)
@@ -275,13 +304,21 @@ class Dispatcher:
             return (None if self._check(plan, spec, leaves, length) else plan), length, None
         return plan, length, values
 
+    def _found(self, key: Hashable) -> tuple[Hashable, Compiled | None]:
+        """What was compiled for calls like this one, all that code reads elsewhere being as it is now, and its key."""
+        for number in range(MAX_SIGNATURES):
+            found = self.compiled.get((key, number))
+            if found is None or found.watch is None or found.watch.holds():
+                return (key, number), found
+        return (key, MAX_SIGNATURES), self.compiled.get((key, MAX_SIGNATURES))
+
     def _transformed(self, args: Any, kwargs: Any) -> Any:
         """A call inside a transform of `torch.func`: by a plan that is there and checked at this length, in its torch
         forms; by the original where there is none, or one of its operators does not know the transform."""
         leaves, spec = flattened(args, kwargs)
         tensors = [x for x in leaves if isinstance(x, Tensor)]
         if all(type(x) in (*PLAIN, Tensor, nn.Parameter) for x in leaves):
-            found = self.compiled.get(signature(self.module, leaves, spec, self.seen))
+            found = self._found(signature(self.module, leaves, spec, self.seen))[1]
             plan = self._admitted(found, tensors)[0] if found else None
             if plan is not None and not self._due(plan, plan.length(tensors)) and not plan.has_effects:
                 try:
@@ -308,6 +345,8 @@ class Dispatcher:
         """Whether a new plan would not help: the call is shorter than what is traced, or a plan broke at its length."""
         for plan in found.plans:
             length = plan.length(tensors)
+            if plan.only_length not in (None, length):
+                return True
             if length < plan.min_length or (plan.broken_from is not None and length >= plan.broken_from[0]):
                 return True
         return len(found.plans) >= 16
@@ -334,7 +373,7 @@ class Dispatcher:
                 varied = found.varied(leaves)
                 with _quiet():
                     plan, obstructions = compile_call(
-                        self.module, self.original, spec, leaves, self.name, self.settings.options, varied
+                        self.module, self.original, spec, leaves, self.name, self.settings.options, varied, found
                     )
             if plan is not None:
                 self._note_brief(plan, spec)
@@ -377,7 +416,7 @@ class Dispatcher:
                 return Obstruction("LR014", "", "another thread is compiling.")
             try:
                 with _quiet():
-                    problem = check_length(plan, self.module, self.original, spec, leaves, length)
+                    problem = check_length(plan, self.module, plan.axis.forward or self.original, spec, leaves, length)
             except OtherBranch as other:
                 problem = Obstruction("LR015", "", f"{other}; the original runs.")
                 self._otherwise(plan, other)

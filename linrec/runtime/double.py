@@ -52,6 +52,10 @@ class _InDouble(TorchFunctionMode):
             if self.literals is not None and made.dtype in (torch.float64, torch.complex128):
                 made = made.to(self.literals.to_complex() if made.is_complex() else self.literals)
             return made.to(TO_DOUBLE.get(made.dtype, made.dtype))
+        if func is _TENSOR.__setitem__ and self.literals is not None and type(args[2]) in (float, complex):
+            # A tensor is made of the number first, in the dtype of what it is written into.
+            dtype = self.literals.to_complex() if type(args[2]) is complex else self.literals
+            args = (*args[:2], torch.tensor(args[2], dtype=dtype).to(TO_DOUBLE.get(dtype, dtype)))
         if kwargs or any(isinstance(a, torch.dtype) for a in args):
             args = tuple(TO_DOUBLE.get(a, a) if isinstance(a, torch.dtype) else a for a in args)
             kwargs = {k: TO_DOUBLE.get(v, v) if isinstance(v, torch.dtype) else v for k, v in kwargs.items()}

@@ -40,7 +40,9 @@ class Plan:
         guards: conditions on the symbolic sizes that tracing relied on: functions of {symbol: size}.
         checked: the greatest length at which the original was compared.
         flags: which tensors required gradient, where forward asks; None where it does not.
+        contiguous: whether it serves contiguous tensors only, because forward asks.
         broken_from: the length from which on the plan must not be used, with the reason.
+        only_length: the only length that it serves, where the number of steps is an argument or an attribute.
         pays_from: the length from which on the plan is expected to be faster than the loop.
         asks_length: whether forward compares or divides the number of steps: then every length is checked once.
         seen: the lengths that were checked.
@@ -65,10 +67,12 @@ class Plan:
     state: list[tuple[torch.dtype, torch.Size, torch.device] | None] = field(default_factory=list)
     checked: int = 0
     flags: tuple[bool, ...] | None = None
+    contiguous: bool = False
     broken_from: tuple[int, Obstruction] | None = None
     signature_counts: Any = None
     mixed: bool = False
     pays_from: int = 0
+    only_length: int | None = None
     asks_length: bool = False
     seen: set[int] = field(default_factory=set)
     numbers: StepNumbers | None = None
@@ -84,6 +88,8 @@ class Plan:
         """What the sources have to give, where the guards hold for these tensor leaves."""
         if length < self.min_length or (self.broken_from is not None and length >= self.broken_from[0]):
             return None
+        if self.only_length is not None and length != self.only_length:
+            return None
         symbols: dict[str, int] = {}
         for tensor, dims in zip(tensors, self.shapes, strict=True):
             for size, dim in zip(tensor.shape, dims, strict=True):
@@ -96,6 +102,8 @@ class Plan:
                 elif dim is not None and length + dim.offset != size:
                     return None
         if self.flags is not None and self.flags != gradient_flags(module, tensors):
+            return None
+        if self.contiguous and not all(x.is_contiguous() for x in tensors):
             return None
         if self.guards and not all(guard(symbols) for guard in self.guards):
             return None

@@ -14,6 +14,7 @@ from linrec.capture.discover import SHORT, TimeAxis
 from linrec.capture.probe import READS_REQUIRES_GRAD, attribute_reads, calls_of, record, resize, undone
 from linrec.capture.snapshot import Memos, memos, snapshot_attributes
 from linrec.ir import members
+from linrec.ir.held import held, named_attributes
 from linrec.ir.obstruction import refuse
 from linrec.ops.precision import autocast_state
 
@@ -68,12 +69,15 @@ _ON_TENSORS = ("requires_grad_", "register_hook", "register_post_accumulate_grad
 """Methods that change what backward does at a tensor of the loop, which no operator shows."""
 
 
-def reads_gradient_flags(module: nn.Module, forward: Any, spec: Any, leaves: Sequence[Any], axis: TimeAxis) -> bool:
-    """Whether forward asks tensors if they require gradient, and may decide something by it.
+def asks_tensors(
+    module: nn.Module, forward: Any, spec: Any, leaves: Sequence[Any], axis: TimeAxis
+) -> tuple[bool, bool]:
+    """Whether forward asks tensors if they require gradient, and if they are contiguous: it may decide by it.
 
     Raises:
-        Refused: what a trace does not show: draws of Python's or numpy's random generator (LR009), hooks on tensors or
-            gradient requested inside forward (LR014), assignments to the `data` of what the module has (LR013).
+        Refused: what a trace does not show: draws of Python's or numpy's random generator (LR009), hooks on tensors,
+            gradient requested or layouts asked for inside forward (LR014), assignments to the `data` of what the module
+            has, and writes into parameters and what is no buffer (LR013).
     """
     short = resize(leaves, axis.dims, SHORT)
     for i, leaf in enumerate(leaves):
@@ -82,7 +86,7 @@ def reads_gradient_flags(module: nn.Module, forward: Any, spec: Any, leaves: Seq
     try:
         found = record(module, forward, spec, short)
     except Exception:  # at this length the model does not run: tracing will say so
-        return False
+        return False, False
     if found.drew:
         raise refuse("LR009", "forward draws from a random generator of Python or numpy.")
     if found.replaced:
@@ -90,11 +94,38 @@ def reads_gradient_flags(module: nn.Module, forward: Any, spec: Any, leaves: Seq
         raise refuse("LR013", f"forward assigns self.{found.replaced[0]}.data, which no trace shows.", hint=hint)
     if found.set:
         raise refuse("LR013", f"forward assigns the {sorted(found.set)[0]} of a tensor, which no trace shows.")
+    own = {x.untyped_storage().data_ptr() for x in [*members.buffers(module), *short] if _has_memory(x)}
+    if found.wrote - own:
+        raise refuse("LR013", f"forward writes into {_whose(module, found.wrote - own)}.", hint=_WRITES)
     called = {str(key[0]).rpartition(".")[2] for key in found.calls}  # type: ignore[index]
     for name in _ON_TENSORS:
         if name in called:
             raise refuse("LR014", f"forward calls {name}.")
-    return any(key[0] == READS_REQUIRES_GRAD for key in found.calls)  # type: ignore[index]
+    asked = found.asked - {"is_contiguous"}
+    if asked:
+        raise refuse("LR014", f"forward asks for the {sorted(asked)[0]} of a tensor.")
+    layout = bool(found.asked)
+    if layout and not all(x.is_contiguous() for x in leaves if isinstance(x, Tensor)):
+        raise refuse("LR014", "forward asks whether a tensor is contiguous, and an input is not.")
+    return any(key[0] == READS_REQUIRES_GRAD for key in found.calls), layout  # type: ignore[index]
+
+
+_WRITES = "Register it as a buffer, or make a new tensor of it."
+
+
+def _has_memory(x: Any) -> bool:
+    return isinstance(x, Tensor) and x.layout is torch.strided
+
+
+def _whose(module: nn.Module, memory: frozenset[int]) -> str:
+    """What a module calls a tensor that it has written into."""
+    every = [*named_attributes(module), *members.named_state(module)]
+    for name, value in every:
+        for keys, x in [((), value)] if isinstance(value, Tensor) else held(value):
+            if _has_memory(x) and x.untyped_storage().data_ptr() in memory:
+                kind = "the parameter " if isinstance(x, nn.Parameter) else ""
+                return kind + "self." + "".join([name, *(f"[{key!r}]" for key in keys)])
+    return "a tensor that it has from elsewhere"
 
 
 def find_memos(module: nn.Module, forward: Any, spec: Any, leaves: Sequence[Any], axis: TimeAxis) -> Memos:

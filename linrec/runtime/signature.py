@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from linrec.capture.surroundings import surroundings
+from linrec.capture.beside import is_one_way
+from linrec.capture.snapshot import reachable
 from linrec.ir import members
 from linrec.ir.held import held
 from linrec.ir.obstruction import Obstruction
@@ -29,6 +30,8 @@ def ordinary(leaves: list[Any]) -> bool:
             if type(leaf) not in (Tensor, nn.Parameter) or leaf.layout is not torch.strided or leaf.numel() == 0:
                 return False
             if torch._C._functorch.is_functorch_wrapped_tensor(leaf):
+                return False
+            if leaf.__dict__:  # attributes that made-up inputs would not have
                 return False
         elif not known(leaf):
             return False
@@ -64,7 +67,8 @@ def is_positional(spec: Any) -> bool:
 
 
 def signature(module: nn.Module, leaves: list[Any], spec: Any, seen: Seen | None = None) -> Hashable:
-    """What a plan depends on besides sizes: structure, dtypes, ranks, devices, flags, plain arguments, attributes.
+    """What a plan depends on besides sizes, and what code reads elsewhere: structure, dtypes, ranks, devices, flags,
+    plain arguments, attributes.
 
     Args:
         module: the module; leaves, spec: of its arguments; seen: what was frozen at the last call.
@@ -78,13 +82,12 @@ def signature(module: nn.Module, leaves: list[Any], spec: Any, seen: Seen | None
     ]
     for x in leaves:
         if isinstance(x, Tensor):
-            parts.append((x.dtype, x.device, tuple([s == 1 for s in x.shape])))
+            parts.append((type(x), x.dtype, x.device, tuple([s == 1 for s in x.shape])))
         else:
             parts.append((type(x), x))
     frozen, changing = (seen or Seen()).frozen(modules)
     parts.append(frozen)
     parts.append(_held(changing, leaves))
-    parts.append(surroundings(modules))
     parts.append(global_hooks())
     parts.append(any(map(hooked, modules[1:])))
     return tuple(parts)
@@ -128,6 +131,15 @@ def hooked(module: nn.Module) -> bool:
     return bool(
         module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
     )
+
+
+def one_way(module: nn.Module) -> Obstruction | None:
+    """Why this module must not even be run for information, if so."""
+    for name, x in reachable(module):
+        if is_one_way(x):
+            text = f"forward may use '{name}', a {type(x).__name__}, and what that changes cannot be taken back."
+            return Obstruction("LR013", "", text, "Draw from it, or write into it, outside forward.")
+    return None
 
 
 def unsupported(module: nn.Module) -> Obstruction | None:

@@ -3,6 +3,9 @@ into something that compares equal exactly when none of them has changed."""
 
 from __future__ import annotations
 
+import array
+import collections
+import functools
 import operator
 import sys
 import types
@@ -60,6 +63,8 @@ def frozen_state(
     for sub in members.modules(module) if modules is None else modules:
         parts.append(type(sub))
         for name, value in sub.__dict__.items():
+            if name == "forward" and isinstance(value, _OWN):
+                parts.append((name, value))  # another code than that of its class
             if name in _TABLES or (only is not None and name not in only):
                 continue
             if type(value) in _PLAIN:
@@ -70,6 +75,9 @@ def frozen_state(
             else:
                 parts.append((name, _frozen(value, memo, _DEPTH, DEPTH + 1)))
     return tuple(parts)
+
+
+_OWN = (types.FunctionType, types.MethodType, functools.partial)
 
 
 _FIXED = frozenset([*_PLAIN, types.FunctionType, types.BuiltinFunctionType, type])
@@ -96,7 +104,7 @@ class Seen:
     as long as the attributes are the same objects."""
 
     def __init__(self) -> None:
-        self._known: list[tuple[nn.Module, tuple[str, ...], list[Any], Frozen] | None] = []
+        self._known: list[tuple[nn.Module, tuple[str, ...], list[Any], Frozen, type] | None] = []
 
     def frozen(self, modules: list[nn.Module]) -> tuple[Hashable, list[nn.Module]]:
         """The frozen state of some modules, and those of them that have other attributes."""
@@ -109,6 +117,7 @@ class Seen:
             if (
                 entry is None
                 or entry[0] is not sub
+                or entry[4] is not type(sub)
                 or tuple(attributes) != entry[1]
                 or not all(map(operator.is_, attributes.values(), entry[2]))
             ):
@@ -124,7 +133,8 @@ class Seen:
         items = list(attributes.items())
         if not all(name in _TABLES or _is_fixed(value) for name, value in items):
             return None
-        return sub, tuple([n for n, _ in items]), [v for _, v in items], Frozen(frozen_state(sub, modules=[sub]))
+        frozen = Frozen(frozen_state(sub, modules=[sub]))
+        return sub, tuple([n for n, _ in items]), [v for _, v in items], frozen, type(sub)
 
 
 def _is_fixed(value: Any) -> bool:
@@ -170,6 +180,8 @@ def _frozen(value: Any, memo: dict[int, Hashable], depth: int, open_: int = 0) -
         and not value.dtype.hasobject
     ):
         return ("array", str(value.dtype), value.shape, value.tobytes())
+    if isinstance(value, (bytearray, array.array)) and len(value) <= _MAX_BYTES:
+        return (type(value), bytes(value))
     key = id(value)
     if key in memo:
         return memo[key]
@@ -179,7 +191,7 @@ def _frozen(value: Any, memo: dict[int, Hashable], depth: int, open_: int = 0) -
         found: Hashable = ("object", key)
     elif isinstance(value, dict):
         found = (type(value), tuple((repr(k), _frozen(v, memo, depth - 1, inner)) for k, v in value.items()))
-    elif isinstance(value, (list, tuple)):
+    elif isinstance(value, (list, tuple, collections.deque)):
         found = (type(value), tuple(_frozen(v, memo, depth - 1, inner) for v in value))
     elif isinstance(value, (set, frozenset)):
         found = (type(value), tuple(sorted(map(repr, value))))

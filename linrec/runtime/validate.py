@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils import stateless
 from torch.utils import _pytree as pytree
 
-from linrec.capture.probe import Dims, Record, count_calls, resize, undone
+from linrec.capture.probe import Dims, Record, apart, count_calls, resize, undone
 from linrec.codegen import CompiledScan, torch_forms
 from linrec.ir import members
 from linrec.ir.held import lookup, replaced
@@ -220,7 +220,8 @@ def _outcome(
     if double:  # as `in_double` makes the tensors that forward makes itself
         sources = [replace(s, value=as_double(s.value)) if s.literal else s for s in plan.sources]
         plan = replace(plan, sources=sources)
-    with undone(module, parameters="leave"), torch.random.fork_rng(devices=[]):
+    how = "watch" if run is _run_original else "leave"  # a plan's kernels would make way for what watches
+    with undone(module, parameters=how), torch.random.fork_rng(devices=[]):
         _seed(seed)
         try:
             with (
@@ -237,7 +238,7 @@ def _outcome(
                     values = leaves_of_result(lookup(module, each.qualified, each.keys))
                     what = "".join([each.qualified, *(f"[{key!r}]" for key in each.keys)])
                     found |= {f"attribute {what!r} ({i})": x for i, x in enumerate(values)}
-                found |= {f"input {i} after the call": x for i, x in enumerate(used)}
+                found |= {f"input {i} after the call": _now(x) for i, x in enumerate(used)}
                 for kind, what in plan.outputs:
                     if kind == "buffer":
                         found[f"buffer {what!r}"] = lookup(module, what).detach().clone()
@@ -245,6 +246,11 @@ def _outcome(
                 return found | _gradients(found, leaves, state | attributes)
         except Exception as error:  # whatever the user's code raises on these inputs is its own
             return error
+
+
+def _now(x: Any) -> Any:
+    """A tensor as it is before what was written into it is undone."""
+    return x.clone() if isinstance(x, Tensor) and not x.requires_grad else x
 
 
 def _gradients(found: dict[str, Any], leaves: list[Any], state: dict[str, Tensor]) -> dict[str, Any]:
@@ -376,16 +382,17 @@ def _truth(module: nn.Module, forward: Any, spec: Any, leaves: Sequence[Any]) ->
     """The results of the original in double precision, or None where it does not run in it."""
     state = {n: as_double(t) for n, t in [*module.named_parameters(), *module.named_buffers()]}
     registered = {id(t): state[n] for n, t in [*module.named_parameters(), *module.named_buffers()]}
-    args, kwargs = pytree.tree_unflatten([as_double(x) for x in leaves], spec)
+    mine = [as_double(x) for x in leaves]
+    args, kwargs = pytree.tree_unflatten(mine, spec)
     try:
         with (
-            undone(module, leaves, parameters="leave"),
+            undone(module, leaves) as writes,
             torch.random.fork_rng(devices=[]),
             stateless._reparametrize_module(module, state, tie_weights=True),
             _attributes_copied(module, registered, True),
             in_double(),
         ):
-            return leaves_of_result(forward(*args, **kwargs))
+            return leaves_of_result(apart(forward(*args, **kwargs), mine, writes))
     except Exception:  # what the user's code raises in another precision is no fault of the plan
         return None
 

@@ -24,6 +24,8 @@ TRACED = 12
 class Tally:
     """Counts where nobody looks: a model that changes what it reads is left alone."""
 
+    __slots__ = ("_count",)
+
     def __init__(self) -> None:
         self._count = itertools.count()
 

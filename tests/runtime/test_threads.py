@@ -31,9 +31,10 @@ class Square(torch.autograd.Function):
 class Book:
     """What `Watched` notes, where nobody looks: a model that changes what it reads is left alone."""
 
-    __slots__ = ("failures", "joined", "runs", "threads")
+    __slots__ = ("beside", "failures", "joined", "runs", "threads")
 
     def __init__(self) -> None:
+        self.beside: Callable[[], None] | None = None
         self.joined = True
         self.threads: list[threading.Thread] = []
         self.failures: list[BaseException] = []
@@ -46,10 +47,8 @@ BOOK = Book()
 class Watched(Gated):
     """Runs a function beside itself, in another thread, whenever its forward runs in the main thread."""
 
-    beside: Callable[[], None] | None = None
-
     def forward(self, x: Tensor) -> Tensor:
-        if Watched.beside is not None and threading.current_thread() is threading.main_thread():
+        if BOOK.beside is not None and threading.current_thread() is threading.main_thread():
             BOOK.runs += 1
             thread = threading.Thread(target=self._guarded)
             thread.start()
@@ -61,8 +60,8 @@ class Watched(Gated):
     @staticmethod
     def _guarded() -> None:
         try:
-            assert Watched.beside is not None
-            Watched.beside()
+            assert BOOK.beside is not None
+            BOOK.beside()
         except BaseException as error:
             BOOK.failures.append(error)
 
@@ -71,17 +70,17 @@ class Watched(Gated):
 def clean() -> Iterator[None]:
     BOOK.__init__()  # type: ignore[misc]
     yield
-    Watched.beside = None
+    BOOK.beside = None
 
 
 def while_compiling(beside: Callable[[], None], model: Any | None = None) -> Any:
     """Compile a model and let `beside` run in another thread meanwhile; it may not fail."""
     model = linrec.parallelize(build(Watched)) if model is None else model
-    Watched.beside = beside
+    BOOK.beside = beside
     actual = model(series())
     for thread in BOOK.threads:
         thread.join()
-    Watched.beside = None
+    BOOK.beside = None
     if BOOK.failures:
         raise AssertionError(f"{len(BOOK.failures)} of {BOOK.runs} runs failed") from BOOK.failures[0]
     assert BOOK.runs > 3
