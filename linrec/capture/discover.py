@@ -10,7 +10,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from linrec.capture.probe import Dims, Record, record, resize
+from linrec.capture.probe import Dims, record, resize
+from linrec.capture.recorders import Record
 from linrec.capture.surroundings import Ran
 from linrec.ir import members
 

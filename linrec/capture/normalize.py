@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, fx
 
 from linrec.capture.cells import write_out_cells
+from linrec.capture.masks import masked_writes
 from linrec.ir.nodes import emit, shape_of, size_expr, value
 from linrec.ir.scan import is_random
 
@@ -50,6 +51,8 @@ _ALIASES = {
     aten.negative.default: aten.neg.default,
     aten.absolute.default: aten.abs.default,
     aten.ger.default: aten.outer.default,
+    aten._is_all_true.default: aten.all.default,
+    aten._is_any_true.default: aten.any.default,
 }
 
 
@@ -58,6 +61,7 @@ def normalize(graph_module: fx.GraphModule) -> None:
     graph = graph_module.graph
     _hoist_sizes(graph)
     write_out_cells(graph)
+    masked_writes(graph)
     for node in list(graph.nodes):
         if node.op == "call_function":
             _simplify(graph, node)

@@ -66,6 +66,8 @@ def takes_tensor(node: fx.Node, index: int) -> bool:
         return index == len(node.args[0])
     if any(isinstance(a, (list, tuple)) for a in node.args) or index >= len(node.args):
         return False
+    if target is aten.select.int:  # a row of a table, as of the days of a week
+        return index == 2
     if target is aten.rsub.Scalar:
         return index <= 1
     schema = getattr(target, "_schema", None)
@@ -317,6 +319,10 @@ def with_tensors(node: fx.Node) -> fx.Node:
         return _instead(node, aten.expand.default, (held, args[0]))
     if target is aten.rsub.Scalar:
         target, args = aten.sub.Tensor, (args[1], args[0])
+    if target is aten.select.int:
+        at = _in_front(graph, node, aten.unsqueeze.default, (args[2], 0))
+        row = _in_front(graph, node, aten.index_select.default, (args[0], args[1], at))
+        return _instead(node, aten.squeeze.dim, (row, args[1]))
     if target is aten.clamp.Tensor:
         kind = {"dtype": result, "device": value(node).device}
         bounds = [

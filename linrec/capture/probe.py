@@ -9,22 +9,19 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from linrec.capture.beside import changed, draws, states
-from linrec.capture.numbers import Call, number
+from linrec.capture.recorders import Calls, Record, Recorder, is_plain, place
 from linrec.capture.snapshot import containers, reachable, restore_attributes, snapshot_attributes
-from linrec.capture.surroundings import Ran, code_that_runs
+from linrec.capture.surroundings import code_that_runs
 from linrec.ir import members
 from linrec.ir.held import held, named_attributes
-from linrec.ir.location import is_library
 from linrec.ir.results import opened
 
 Dims = dict[int, dict[int, int]]
@@ -46,10 +43,10 @@ def undone(module: nn.Module, tensors: Sequence[Any] = (), parameters: str = "wa
     kept += [(p, p._version, p.detach().clone()) for p in _attributes_of(module, Tensor)]
     apart = [t for t in [*members.buffers(module), *_attributes_of(module, Tensor)] if not t.requires_grad]
     every = [*members.parameters(module), *members.buffers(module), *_attributes_of(module, Tensor)]
-    own = [(p, p.data, p.requires_grad) for p in every if _is_plain(p)]
+    own = [(p, p.data, p.requires_grad) for p in every if is_plain(p)]
     writes = _Writes()
     if parameters == "copy":
-        kept += [(p, p._version, p.detach().clone()) for p in members.parameters(module) if _is_plain(p)]
+        kept += [(p, p._version, p.detach().clone()) for p in members.parameters(module) if is_plain(p)]
     generators = [(g, g.get_state()) for g in _attributes_of(module, torch.Generator)]
     kept_hooks = _suspend_hooks(module)
     rng = torch.get_rng_state()
@@ -158,14 +155,14 @@ class _Writes(TorchDispatchMode):
         out = func(*args, **kwargs)
         if not any(r.alias_info for r in func._schema.returns):
             for x in out if isinstance(out, (tuple, list)) else (out,):
-                if isinstance(x, Tensor) and x.layout is torch.strided and _is_plain(x):
+                if isinstance(x, Tensor) and x.layout is torch.strided and is_plain(x):
                     self.alive.append(x.untyped_storage())  # or its memory might be another's later
                     self.own.add(self.alive[-1].data_ptr())
         return out
 
     def _keep(self, given: Any) -> None:
         for x in given if isinstance(given, (tuple, list)) else (given,):
-            if isinstance(x, Tensor) and x.layout is torch.strided and x.device.type != "meta" and _is_plain(x):
+            if isinstance(x, Tensor) and x.layout is torch.strided and x.device.type != "meta" and is_plain(x):
                 memory = x.untyped_storage()
                 place = memory.data_ptr()
                 if place and place not in self.own and place not in self.before:
@@ -220,145 +217,11 @@ def resize(leaves: Sequence[Any], dims: Dims, length: int, batch: int | None = N
     return [x.detach().clone() if isinstance(x, Tensor) else x for x in out]
 
 
-@dataclass
-class Record:
-    """What a recorded run did.
-
-    Attributes:
-        events: one entry per operator, in order: name, plain arguments and, for tensors, where they came from.
-        own: for each module, the largest number of operators and child calls that one call of it ran itself.
-        result: the pytree structure and, per leaf of the result, where it came from.
-        calls: how often each torch function was called (with its floating-point arguments, and in which gradient mode).
-            Unlike `events` this does not depend on strides.
-        log: the calls in order, each with all numbers among its arguments, where that was asked for.
-        replaced: the names of parameters, buffers and attributes whose `data` was assigned.
-        decisions: what the tensors were on which the run branched, in order.
-        set: the properties of tensors that were assigned: "data", "grad", "requires_grad".
-        drew: whether Python's or numpy's random generator was used.
-        output: what the run returned.
-        ran: the code of the user's that ran, where that was asked for and can be said.
-        asked: for which properties of a tensor's memory the user's code asked.
-        wrote: the memory that was there before and that it wrote into, by address.
-    """
-
-    events: list[tuple[Hashable, ...]] = field(default_factory=list)
-    own: dict[nn.Module, int] = field(default_factory=dict)
-    result: Hashable = None
-    calls: Counter[Hashable] = field(default_factory=Counter)
-    log: list[Call] = field(default_factory=list)
-    replaced: list[str] = field(default_factory=list)
-    decisions: list[bool] = field(default_factory=list)
-    set: set[str] = field(default_factory=set)
-    drew: bool = False
-    output: Any = None
-    ran: Ran | None = None
-    wrote: frozenset[int] = frozenset()
-    asked: frozenset[str] = frozenset()
-
-
-def _is_plain(tensor: Tensor) -> bool:
-    """Whether a tensor has memory of its own; a sharded parameter has not."""
-    return type(tensor) is Tensor or type(tensor.data) is Tensor
-
-
-def _place(tensor: Tensor) -> Hashable:
-    """What identifies a tensor through the views that autograd makes of it: its memory and geometry."""
-    if tensor.layout is not torch.strided or not _is_plain(tensor):
-        return id(tensor)
-    start = tensor.untyped_storage().data_ptr()
-    return (start, tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.is_conj())
-
-
-class _Recorder(TorchDispatchMode):
-    def __init__(self, record: Record, labels: dict[Hashable, Hashable]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.record, self.labels = record, labels
-        self.alive: list[Any] = []
-        self.stack: list[list[Any]] = []
-
-    def label(self, tensor: Tensor) -> Hashable:
-        found = self.labels.get(_place(tensor))
-        if found is None:
-            self.alive.append(tensor)
-            small = tensor.numel() <= 4096 and tensor.device.type != "meta"
-            found = (
-                ("constant", str(tensor.dtype), tuple(tensor.flatten().tolist()))
-                if small
-                else ("unknown", _place(tensor))
-            )
-            self.labels[_place(tensor)] = found
-        return found
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        leaves = pytree.tree_leaves((args, kwargs))
-        inputs = tuple(self.label(x) if isinstance(x, Tensor) else repr(x) for x in leaves)
-        floats = tuple(x for x in leaves if type(x) is float)
-        out = func(*args, **kwargs)
-        self.record.events.append((str(func), floats, inputs))
-        number = len(self.record.events)
-        for k, leaf in enumerate(pytree.tree_leaves(out)):
-            if isinstance(leaf, Tensor):
-                self.labels[_place(leaf)] = (number, k)
-                self.alive.append(leaf)
-        if self.stack:
-            self.stack[-1][1] += 1
-        return out
-
-
-READS_REQUIRES_GRAD = "Tensor.requires_grad"
-"""The name under which a read of this property is counted."""
-_REQUIRES_GRAD: Any = Tensor.requires_grad.__get__  # type: ignore[attr-defined]
-
-
-_SETTERS = {getattr(Tensor, name).__set__: name for name in ("data", "grad", "requires_grad")}
-
-
-_MEMORY: dict[Any, str] = {getattr(Tensor, n).__get__: n for n in ("_version", "_base")}
-_MEMORY_METHODS = frozenset(("is_contiguous", "stride", "storage_offset", "data_ptr", "untyped_storage", "storage"))
-"""What tells tensors apart that have the same numbers."""
-
-
-def _by_library(frame: Any) -> bool:
-    """Whether it is torch, or another library, that asks."""
-    while frame is not None and frame.f_code.co_filename == __file__:
-        frame = frame.f_back
-    return frame is None or is_library(frame.f_code.co_filename)
-
-
-class _Calls(TorchFunctionMode):
-    """Counts the calls, and notes in which gradient mode they are made, which operators themselves do not show."""
-
-    def __init__(self, record: Record, grad: bool, log: bool = False) -> None:
-        super().__init__()
-        self.record, self.grad, self.log = record, grad, log
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if self.grad and not torch.is_grad_enabled():
-            self.record.events.append(("no_grad", (), (str(getattr(func, "__name__", func)),)))
-        leaves = pytree.tree_leaves((args, kwargs))
-        if func in _SETTERS:
-            self.record.set.add(_SETTERS[func])
-        name = READS_REQUIRES_GRAD if func == _REQUIRES_GRAD else getattr(func, "__qualname__", None) or str(func)
-        if (func in _MEMORY or name.rpartition(".")[2] in _MEMORY_METHODS) and not _by_library(sys._getframe(1)):
-            self.record.asked |= {_MEMORY.get(func) or name.rpartition(".")[2]}
-        if self.log:
-            given = tuple(n for n in map(number, leaves) if n is not None)
-            self.record.log.append((name, given, torch.is_grad_enabled()))
-        if name == "aten::detach":  # TorchScript's own: how many it runs depends on how often it was called before
-            return func(*args, **(kwargs or {}))
-        self.record.calls[(name, tuple(x for x in leaves if type(x) is float), torch.is_grad_enabled())] += 1
-        out = func(*args, **(kwargs or {}))
-        if getattr(func, "__name__", "") == "__bool__":
-            self.record.decisions.append(out)
-        return out
-
-
 def calls_of(forward: Any, spec: Any, leaves: Sequence[Any]) -> Counter[Hashable]:
     """Run `forward`, with all that it does, and count its calls."""
     found = Record()
     args, kwargs = pytree.tree_unflatten(list(leaves), spec)
-    with _Calls(found, False):
+    with Calls(found, False):
         forward(*args, **kwargs)
     return found.calls
 
@@ -375,7 +238,7 @@ def count_calls(module: nn.Module, forward: Any, spec: Any, leaves: Sequence[Any
             with (
                 undone(module, leaves) as writes,
                 torch.autograd.graph.saved_tensors_hooks(pack, _unpacked),
-                _Calls(found, False, log),
+                Calls(found, False, log),
             ):
                 found.output = apart(forward(*args, **kwargs), leaves, writes)
             break
@@ -386,10 +249,10 @@ def count_calls(module: nn.Module, forward: Any, spec: Any, leaves: Sequence[Any
 
 def apart(output: Any, leaves: Sequence[Any], writes: _Writes) -> Any:
     """What a run returned, without its graph and in memory that is not put back afterwards."""
-    given = {x.untyped_storage().data_ptr() for x in leaves if isinstance(x, Tensor) and _is_plain(x)}
+    given = {x.untyped_storage().data_ptr() for x in leaves if isinstance(x, Tensor) and is_plain(x)}
 
     def own(x: Tensor) -> Tensor:
-        if x.layout is not torch.strided or not _is_plain(x):
+        if x.layout is not torch.strided or not is_plain(x):
             return x.detach()
         place = x.untyped_storage().data_ptr()
         return x.detach().clone() if place in given or place in writes.before else x.detach()
@@ -429,18 +292,18 @@ def record(
     labels: dict[Hashable, Hashable] = {}
     for i, leaf in enumerate(leaves):
         if isinstance(leaf, Tensor):
-            labels[_place(leaf)] = ("input", i)
+            labels[place(leaf)] = ("input", i)
     for name, p in members.named_state(module):
-        labels[_place(p)] = ("state", name, str(p.dtype), tuple(p.shape))
+        labels[place(p)] = ("state", name, str(p.dtype), tuple(p.shape))
     for name, value in named_attributes(module):
         for keys, x in [((), value)] if isinstance(value, Tensor) else held(value):
-            labels.setdefault(_place(x), ("attribute", name, keys))
-    recorder = _Recorder(found, labels)
-    every = [(name, t, t.data) for name, t in _named_tensors(module) if _is_plain(t)]
+            labels.setdefault(place(x), ("attribute", name, keys))
+    recorder = Recorder(found, labels)
+    every = [(name, t, t.data) for name, t in _named_tensors(module) if is_plain(t)]
     args, kwargs = pytree.tree_unflatten(list(leaves), spec)
     handles = _count_per_module(recorder, module, found) if per_module else []
     try:
-        with undone(module, leaves) as writes, torch.enable_grad(), _Calls(found, True), recorder:
+        with undone(module, leaves) as writes, torch.enable_grad(), Calls(found, True), recorder:
             before = random.getstate(), _numpy_draws()
             drawn = states((n, x) for n, x in reachable(module) if draws(x) and not isinstance(x, torch.Generator))
             with code_that_runs() if watch else contextlib.nullcontext() as found.ran:
@@ -457,7 +320,7 @@ def record(
     out_leaves, out_spec = pytree.tree_flatten(opened(out))
     found.result = (
         str(out_spec),
-        tuple(labels.get(_place(x)) if isinstance(x, Tensor) else repr(x) for x in out_leaves),
+        tuple(labels.get(place(x)) if isinstance(x, Tensor) else repr(x) for x in out_leaves),
     )
     found.output = out
     return found
@@ -473,7 +336,7 @@ def _named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
             yield from ((name, x) for _, x in held(value))
 
 
-def _count_per_module(recorder: _Recorder, root: nn.Module, found: Record) -> list[Any]:
+def _count_per_module(recorder: Recorder, root: nn.Module, found: Record) -> list[Any]:
     recorder.stack.append([root, 0])
     thread = threading.get_ident()
     known = frozenset(map(id, members.modules(root)))

@@ -30,6 +30,7 @@ from torch.utils import _pytree as pytree
 
 from linrec.capture.autocast import has_regions, mark_casts, protect_casts, write_casts
 from linrec.capture.autograd_function import opaque_autograd_functions
+from linrec.capture.decisions import Asked, Decision, grouped
 from linrec.capture.functionalize import functionalize
 from linrec.capture.grad_modes import inline_grad_modes
 from linrec.capture.snapshot import PLAIN, Memos, assigned, containers, restore_attributes, snapshot_attributes, touched
@@ -100,25 +101,11 @@ Slot = _Slot
 _DATA: Any = Tensor.data.__get__  # type: ignore[attr-defined]
 
 
-@dataclass
-class Decision:
-    """A branch on a tensor: what holds its condition (a tensor, or its `Slot`), how it went, and where it is."""
-
-    condition: Any
-    outcome: bool
-    location: str
-
-    @property
-    def otherwise(self) -> str:
-        """What there is to say of a call in which it goes the other way."""
-        return f"the branch at {self.location} goes otherwise than when it was compiled"
-
-
 class _UserFrames(TorchFunctionMode):
     """Notes for every operator of a trace the innermost line of user code that called it; torch keeps only the frames
     of forward methods."""
 
-    def __init__(self, loose: set[int], decisions: Sequence[bool]) -> None:
+    def __init__(self, loose: set[int], decisions: Asked) -> None:
         super().__init__()
         self.loose = loose
         self.decisions = list(decisions)
@@ -135,10 +122,9 @@ class _UserFrames(TorchFunctionMode):
                 if type(item) is nn.Parameter:  # those of the module are replaced while it is traced
                     self.loose.add(item.data_ptr())
         if getattr(func, "__name__", "") == "__bool__" and self.decisions and isinstance(args[0], Tensor):
-            where = f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno}" if frame is not None else ""
-            # As it is now: the program may write into it later.
-            self.decided.append(Decision(args[0].clone(), self.decisions.pop(0), where))
-            return self.decided[-1].outcome
+            outcome, lines = self.decisions.pop(0)
+            self.decided.append(Decision(args[0].clone(), outcome, lines))  # as it is now: it may be written into later
+            return outcome
         if frame is None:
             return func(*args, **(kwargs or {}))
         with annotate({USER_FRAME: note(frame)}):
@@ -163,12 +149,13 @@ class _Flat(nn.Module):
         leaves: Sequence[Any],
         forward: Any,
         known: Memos,
-        decisions: Sequence[bool],
+        decisions: Asked,
+        periods: dict[str, int],
     ) -> None:
         super().__init__()
         self.inner = module
         self.memos = known
-        self.decisions = decisions
+        self.decisions, self.periods = decisions, periods
         self._call = (spec, list(leaves), forward)
         self.results = _Results()
 
@@ -207,10 +194,11 @@ class _Flat(nn.Module):
             for path, name, keys, value in assigned(saved, self.inner, self.memos):
                 marked, attribute_spec = slots(value, f"the attribute {name!r}", "LR013" if keys else "LR002")
                 attributes.append(Assigned(path, name, keys, attribute_spec, marked))
-            for decision in watch.decided:
+            decided = []
+            for decision in grouped(watch.decided, self.decisions[: len(watch.decided)], self.periods):
                 flat.append(decision.condition)
-                decision.condition = _Slot(len(flat) - 1)
-            self.results.value = (out_spec, out_leaves, attributes, watch.decided)
+                decided.append(replace(decision, condition=_Slot(len(flat) - 1)))
+            self.results.value = (out_spec, out_leaves, attributes, decided)
             return flat
         finally:
             restore_attributes(saved)
@@ -245,7 +233,8 @@ def trace(
     leaves: Sequence[Any],
     dynamic: Sequence[Any],
     known: Memos | None = None,
-    decisions: Sequence[bool] = (),
+    decisions: Asked = (),
+    periods: dict[str, int] | None = None,
 ) -> Trace:
     """Trace one call of `forward` (the module's own, unwrapped) on the given leaves.
 
@@ -256,13 +245,13 @@ def trace(
         leaves: its leaves; tensors become inputs of the graph, everything else is fixed.
         dynamic: for each tensor leaf, a dict {dim: Dim.AUTO} of the dimensions to keep symbolic, or None.
         known: what forward may change outside.
-        decisions: how its branches on tensors go.
+        decisions: how its branches on tensors go; periods: how many the same lines ask in one step.
 
     Raises:
         Refused: LR002 or LR015 where ``torch.export`` fails, LR014 where forward switches gradient on.
     """
     tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-    flat = _Flat(module, spec, leaves, forward, known or Memos(), decisions)
+    flat = _Flat(module, spec, leaves, forward, known or Memos(), decisions, periods or {})
     # nn.Module.train(...) must not be called here: the flags of the module are part of what is traced.
     flat.training = module.training
     rng = torch.get_rng_state()

@@ -8,12 +8,12 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import sympy
 import torch
 from torch import Tensor, fx, nn
 
 from linrec.capture.autograd_function import restore_autograd_functions
 from linrec.capture.changing import changing_numbers, not_uniform
+from linrec.capture.decisions import Asked, per_step
 from linrec.capture.discover import SHORT, TimeAxis, find_time
 from linrec.capture.generalize import generalize
 from linrec.capture.normalize import normalize
@@ -29,7 +29,7 @@ from linrec.capture.trace import Trace, trace
 from linrec.ir import members
 from linrec.ir.extension import Extension
 from linrec.ir.held import lookup
-from linrec.ir.nodes import shape_of, value
+from linrec.ir.nodes import shape_of
 from linrec.ir.obstruction import Obstruction, Refused, refuse
 from linrec.ir.recurrence import Recurrence
 from linrec.ir.scan import is_random
@@ -38,6 +38,7 @@ from linrec.lowering.cost import pays_from
 from linrec.ops.precision import no_autocast
 from linrec.passes import involved, standard
 from linrec.passes.base import Observer
+from linrec.runtime.guards import guards_of
 from linrec.runtime.initial import keep_initial_states
 from linrec.runtime.plan import Plan, TimeDim, gradient_flags
 from linrec.runtime.shortruns import Varied, asks_tensors, find_memos, fingerprint, free_dims, read_by
@@ -173,7 +174,7 @@ def _compile(
             if refused.obstruction.id == "LR013" and known == Memos():
                 known = find_memos(module, forward, spec, leaves, axis)
                 attempts = [lengths] if known != Memos() else []
-            elif refused.obstruction.id not in ("LR004", "LR005"):
+            elif refused.obstruction.id not in ("LR004", "LR005", "LR010", "LR011"):
                 break
             continue
         if asked.value:  # not before: where the numbers come of the input, tracing says more
@@ -249,7 +250,12 @@ def _at_lengths(
     known: Memos,
     branches: bool,
 ) -> Plan:
-    traces = [_trace(module, forward, spec, leaves, axis, length, varied, known, branches) for length in lengths]
+    asked = [_asked(module, forward, spec, leaves, axis, length) if branches else [] for length in lengths]
+    periods = per_step(asked[0], asked[1], lengths[1] - lengths[0])
+    traces = [
+        _trace(module, forward, spec, leaves, axis, length, varied, known, each, periods)
+        for length, each in zip(lengths, asked, strict=True)
+    ]
     changing = changing_numbers(traces[1].graph_module.graph) is not None
 
     def numbers() -> Numbers:
@@ -297,7 +303,7 @@ def _rewritten(
     graph_module = generalize(shorter, longer, length_nodes[1], numbers)
     series = _note_numbers([longer], numbers)
     shapes = _shapes(longer, axis)
-    guards = _guards(longer)
+    guards = guards_of(longer)
     keep_initial_states(graph_module, longer.sources)
     result = standard(name, options.observe, options.lowering).run(graph_module)
     for part in graph_module.modules():
@@ -325,9 +331,10 @@ def _rewritten(
         decisions=longer.decisions,
         numbers=StepNumbers([numbers.series[k] for k in series]) if numbers is not None and series else None,
     )
-    if plan.decisions and any(
+    plan.draws = any(
         is_random(n) for g in graph_module.modules() if isinstance(g, fx.GraphModule) for n in g.graph.nodes
-    ):
+    )
+    if plan.decisions and plan.draws and torch.cuda.is_available():
         raise refuse("LR015", "forward branches on a tensor and draws random numbers.", plan.decisions[0].location)
     if not result.recurrences:
         raise refuse("LR001", "The loop carries no state and holds no operator that could leave it.")
@@ -383,6 +390,18 @@ def _naming(refused: Refused, extensions: list[Extension]) -> Refused:
     return Refused(replace(problem, explanation=text))
 
 
+def _short(leaves: Sequence[Any], axis: TimeAxis, length: int) -> list[Any]:
+    short = resize(leaves, axis.dims, length)
+    for i, leaf in enumerate(leaves):
+        if isinstance(leaf, Tensor):
+            short[i].requires_grad_(leaf.requires_grad)
+    return short
+
+
+def _asked(module: nn.Module, forward: Any, spec: Any, leaves: Sequence[Any], axis: TimeAxis, length: int) -> Asked:
+    return count_calls(module, forward, spec, _short(leaves, axis, length)).decisions
+
+
 def _trace(
     module: nn.Module,
     forward: Any,
@@ -392,19 +411,16 @@ def _trace(
     length: int,
     varied: Varied,
     known: Memos,
-    branches: bool,
+    asked: Asked,
+    periods: dict[str, int],
 ) -> Trace:
-    short = resize(leaves, axis.dims, length)
-    for i, leaf in enumerate(leaves):
-        if isinstance(leaf, Tensor):
-            short[i].requires_grad_(leaf.requires_grad)
+    short = _short(leaves, axis, length)
     tensors = [x for x in short if isinstance(x, Tensor)]
     dynamic = [
         {d: torch.export.Dim.AUTO for d in sorted(free) if x.shape[d] > 1} or None
         for x, free in zip(tensors, free_dims(leaves, axis, varied), strict=True)
     ]
-    decisions = count_calls(module, forward, spec, short).decisions if branches else []
-    result = trace(module, forward, spec, short, dynamic, known, decisions)
+    result = trace(module, forward, spec, short, dynamic, known, asked, periods)
     result.length = length
     return result
 
@@ -439,46 +455,6 @@ def _shapes(t: Trace, axis: TimeAxis) -> list[tuple[Any, ...]]:
                 dims.append(TimeDim(time[d]) if d in time else size if isinstance(size, int) else str(size))
             shapes[source.index] = tuple(dims)
     return [shapes[i] for i in sorted(shapes)]
-
-
-def _guards(t: Trace) -> list[Any]:
-    """Conditions on the symbolic sizes that tracing assumed, as functions of {symbol: size}."""
-    env = None
-    for node in t.graph_module.graph.nodes:
-        val = value(node)
-        if isinstance(val, Tensor):
-            sizes: Any = val.shape
-            for size in sizes:
-                if isinstance(size, torch.SymInt):
-                    env = size.node.shape_env
-        if env is not None:
-            break
-    if env is None:
-        return []
-    found = []
-    for guard in env.guards:
-        expr = guard.expr
-        if isinstance(expr, sympy.Basic) and expr.free_symbols:
-            found.append(_Guard(expr))
-    return found
-
-
-class _Guard:
-    """A sympy condition on the symbolic sizes; evaluated once for each combination of sizes."""
-
-    def __init__(self, condition: Any) -> None:
-        self.condition = condition
-        self.names = sorted(str(s) for s in condition.free_symbols)
-        self._known: dict[tuple[int, ...], bool] = {}
-
-    def __call__(self, symbols: dict[str, int]) -> bool:
-        if any(name not in symbols for name in self.names):
-            return True
-        sizes = tuple(symbols[name] for name in self.names)
-        if sizes not in self._known:
-            bound = {s: symbols[str(s)] for s in self.condition.free_symbols}
-            self._known[sizes] = bool(self.condition.xreplace(bound))
-        return self._known[sizes]
 
 
 def _meta(module: nn.Module, source: Source) -> tuple[torch.dtype, torch.Size, torch.device]:

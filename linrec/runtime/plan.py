@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from linrec.capture.decisions import Decision
 from linrec.capture.discover import TimeAxis
 from linrec.capture.numbers import StepNumbers
 from linrec.capture.source import Assigned, Source
-from linrec.capture.trace import Decision, Slot
+from linrec.capture.trace import Slot
 from linrec.ir import members
 from linrec.ir.held import attribute, item, lookup, set_item, split
 from linrec.ir.obstruction import Obstruction
@@ -49,6 +50,7 @@ class Plan:
         numbers: those that Python computes for the steps, where it does.
         reads_numbers: whether forward reads numbers off tensors: those that it calls operators with are others then.
         decisions: the tensors on which forward branches, and how it did when it was traced.
+        draws: whether it draws random numbers.
         otherwise: at how many calls forward was seen to branch otherwise.
         mixed: whether autocast decided on dtypes; its casts are operators of the graph, which runs without it.
     """
@@ -79,6 +81,7 @@ class Plan:
     reads_numbers: bool = False
     decisions: list[Decision] = field(default_factory=list)
     otherwise: int = 0
+    draws: bool = False
 
     def admits(self, module: nn.Module, tensors: Sequence[Tensor], length: int) -> bool:
         """Whether the guards hold for these tensor leaves."""
@@ -190,6 +193,7 @@ class Plan:
         """Run the graph, replay the side effects of forward, and return what forward returns; `values` is what
         `admitted` has found."""
         arguments = self.arguments(module, tensors, values)
+        before = torch.get_rng_state() if self.decisions and self.draws else None
         if is_autocast():
             with no_autocast():
                 flat = self.graph_module.forward(*arguments)
@@ -197,7 +201,9 @@ class Plan:
             flat = self.graph_module.forward(*arguments)
         user: list[Tensor] = [x for (kind, _), x in zip(self.outputs, flat, strict=True) if kind == "user"]
         for d in self.decisions:
-            if bool(user[d.condition.position]) != d.outcome:
+            if not d.holds(user[d.condition.position]):
+                if before is not None:
+                    torch.set_rng_state(before)
                 raise OtherBranch(d.otherwise)
         for (kind, what), value in zip(self.outputs, flat, strict=True):
             if kind == "user":

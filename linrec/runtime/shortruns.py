@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from linrec.capture.discover import SHORT, TimeAxis
-from linrec.capture.probe import READS_REQUIRES_GRAD, attribute_reads, calls_of, record, resize, undone
+from linrec.capture.probe import attribute_reads, calls_of, record, resize, undone
+from linrec.capture.recorders import READS_REQUIRES_GRAD
 from linrec.capture.snapshot import Memos, memos, snapshot_attributes
 from linrec.ir import members
 from linrec.ir.held import held, named_attributes

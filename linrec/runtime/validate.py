@@ -17,7 +17,9 @@ from torch import Tensor, nn
 from torch.nn.utils import stateless
 from torch.utils import _pytree as pytree
 
-from linrec.capture.probe import Dims, Record, apart, count_calls, resize, undone
+from linrec.capture.decisions import first_otherwise
+from linrec.capture.probe import Dims, apart, count_calls, resize, undone
+from linrec.capture.recorders import Record
 from linrec.codegen import CompiledScan, torch_forms
 from linrec.ir import members
 from linrec.ir.held import lookup, replaced
@@ -402,9 +404,8 @@ def _counted(
 ) -> tuple[Record, Counter[Any]]:
     """A run of the original, and its calls by function, constant numbers and gradient mode."""
     found = count_calls(module, forward, spec, leaves, plan.numbers is not None)
-    if plan.decisions and found.decisions != [d.outcome for d in plan.decisions]:
-        pairs = zip(plan.decisions, found.decisions, strict=False)
-        first = next((d for d, outcome in pairs if d.outcome != outcome), plan.decisions[-1])
+    first = first_otherwise(plan.decisions, found.decisions) if plan.decisions else None
+    if first is not None:
         raise OtherBranch(first.otherwise)
     counts: Counter[Any] = found.calls
     if plan.reads_numbers:

@@ -196,3 +196,140 @@ def test_another_loop_in_the_other_branch() -> None:
         x = series(2, length).abs()
         for y in (x, -x, x):
             same(model, oracle, y)
+
+
+class Step(nn.Module):
+    """Branches in every step, in ways that go the same way in all of them."""
+
+    def __init__(self, step: Callable[[Any, Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.step = step
+        self.w = nn.Parameter(torch.linspace(0.3, 0.9, WIDTH, dtype=torch.float64))
+        self.register_buffer("damping", torch.tensor(0.5, dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, out = torch.zeros_like(x[:, 0]), []
+        for t in range(x.shape[1]):
+            h = self.step(self, h, x[:, t])
+            out.append(h)
+        return torch.stack(out, 1)
+
+
+def _finite(m: Any, h: Tensor, x: Tensor) -> Tensor:
+    h = m.w * h + x
+    assert torch.isfinite(h).all(), "not finite"
+    return h
+
+
+def _switch(m: Any, h: Tensor, x: Tensor) -> Tensor:
+    return m.w * h / (1 + m.damping) + x if m.damping > 0 else m.w * h + x
+
+
+def _two(m: Any, h: Tensor, x: Tensor) -> Tensor:
+    if h.abs().max() > 100:
+        h = h / h.abs().max()
+    if not x.abs().mean() < 10:
+        x = x.tanh()
+    return m.w * h + x
+
+
+def _drawn(m: Any, h: Tensor, x: Tensor) -> Tensor:
+    return m.w * h + torch.distributions.Normal(x, torch.ones_like(x)).rsample()
+
+
+def _score(m: Any, h: Tensor, x: Tensor) -> Tensor:
+    return m.w * h + torch.distributions.Normal(x.tanh(), 1 + x.exp()).log_prob(x)
+
+
+@pytest.mark.filterwarnings("ignore:linrec runs the original code")
+@pytest.mark.parametrize("step", [_finite, _switch, _two, _drawn, _score])
+def test_branches_in_a_step_that_go_one_way(step: Callable[[Any, Tensor, Tensor], Tensor]) -> None:
+    oracle = Step(step)
+    model = linrec.parallelize(copy.deepcopy(oracle), when="always")
+
+    def both(x: Tensor) -> None:
+        found: list[Any] = []
+        for m in (model, oracle):
+            torch.manual_seed(0)
+            try:
+                found.append([*gradients(m, x), torch.get_rng_state()])
+            except (AssertionError, ValueError) as error:
+                found.append(error)
+        if isinstance(found[1], Exception):
+            assert type(found[0]) is type(found[1])
+            return
+        for actual, expected in zip(*found, strict=True):
+            agree(actual, expected)
+
+    for length in (17, 40, 9):
+        both(series(2, length))
+        both(1000 * series(3, length))
+        bad = series(2, length)
+        bad[1, -1] = float("nan")
+        both(bad)
+    assert steps_of(lambda: model(series(2, 40))) == 0
+    with torch.no_grad():
+        for m in (model, oracle):
+            m.damping.fill_(-0.5)
+    both(series(2, 17))
+    report = linrec.report(model)
+    assert report.recurrences and all(r.parallel for r in report.recurrences), report
+    assert not report.obstructions
+
+
+def test_branches_in_a_step_that_go_both_ways() -> None:
+    oracle = Step(lambda m, h, x: m.w * h + x if x.sum() > 0 else h)
+    model = linrec.parallelize(copy.deepcopy(oracle), when="always")
+    for length in (17, 40):
+        same(model, oracle, series(2, length))
+    assert [o.id for o in linrec.report(model).obstructions] == ["LR015"]
+
+
+def test_an_early_stop() -> None:
+    class Stops(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            h = torch.zeros_like(x[:, 0])
+            for t in range(x.shape[1]):
+                h = 0.9 * h + x[:, t]
+                if h.abs().max() > 3.5:
+                    break
+            return h
+
+    model = linrec.parallelize(Stops(), when="always")
+    for k in range(12):
+        torch.manual_seed(k)
+        x = torch.randn(2, 12 + k, WIDTH, dtype=torch.float64)
+        agree(model(x), Stops()(x))
+
+
+def _reset(h: Tensor, x: Tensor) -> Tensor:
+    h = h.clone()
+    h[x[:, 0] > 0] = 0.0
+    return 0.9 * h + x
+
+
+def _put(h: Tensor, x: Tensor) -> Tensor:
+    h, mask = h.clone(), x[:, 0] > 0
+    h[mask] = x[mask]
+    return 0.9 * h
+
+
+def _columns(h: Tensor, x: Tensor) -> Tensor:
+    h = 0.9 * h + x
+    h[:, torch.tensor([True, False, True])] = 0.5
+    return h
+
+
+def _elements(h: Tensor, x: Tensor) -> Tensor:
+    h = 0.9 * h + x
+    h[x > 0.5] = -1.0
+    return h
+
+
+@pytest.mark.parametrize("step", [_reset, _put, _columns, _elements])
+def test_writes_by_a_mask(step: Callable[[Tensor, Tensor], Tensor]) -> None:
+    oracle = Step(lambda m, h, x: step(h, m.w * x))
+    model = linrec.parallelize(copy.deepcopy(oracle), when="always")
+    for batch, length in ((2, 17), (3, 40), (2, 9)):
+        same(model, oracle, series(batch, length))
+    assert linrec.report(model).parallel, linrec.report(model)

@@ -1,0 +1,170 @@
+"""Modes that record a run: its operators and where their arguments come from, its calls, what it asks of tensors."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections import Counter
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from linrec.capture.numbers import Call, number
+from linrec.capture.surroundings import Ran
+from linrec.ir.location import is_library
+
+
+@dataclass
+class Record:
+    """What a recorded run did.
+
+    Attributes:
+        events: one entry per operator, in order: name, plain arguments and, for tensors, where they came from.
+        own: for each module, the largest number of operators and child calls that one call of it ran itself.
+        result: the pytree structure and, per leaf of the result, where it came from.
+        calls: how often each torch function was called (with its floating-point arguments, and in which gradient mode).
+            Unlike `events` this does not depend on strides.
+        log: the calls in order, each with all numbers among its arguments, where that was asked for.
+        replaced: the names of parameters, buffers and attributes whose `data` was assigned.
+        decisions: what the tensors were on which the run branched, in order, and which lines asked.
+        set: the properties of tensors that were assigned: "data", "grad", "requires_grad".
+        drew: whether Python's or numpy's random generator was used.
+        output: what the run returned.
+        ran: the code of the user's that ran, where that was asked for and can be said.
+        asked: for which properties of a tensor's memory the user's code asked.
+        wrote: the memory that was there before and that it wrote into, by address.
+    """
+
+    events: list[tuple[Hashable, ...]] = field(default_factory=list)
+    own: dict[nn.Module, int] = field(default_factory=dict)
+    result: Hashable = None
+    calls: Counter[Hashable] = field(default_factory=Counter)
+    log: list[Call] = field(default_factory=list)
+    replaced: list[str] = field(default_factory=list)
+    decisions: list[tuple[bool, str]] = field(default_factory=list)
+    set: set[str] = field(default_factory=set)
+    drew: bool = False
+    output: Any = None
+    ran: Ran | None = None
+    wrote: frozenset[int] = frozenset()
+    asked: frozenset[str] = frozenset()
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor has memory of its own; a sharded parameter has not."""
+    return type(tensor) is Tensor or type(tensor.data) is Tensor
+
+
+def place(tensor: Tensor) -> Hashable:
+    """What identifies a tensor through the views that autograd makes of it: its memory and geometry."""
+    if tensor.layout is not torch.strided or not is_plain(tensor):
+        return id(tensor)
+    start = tensor.untyped_storage().data_ptr()
+    return (start, tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.is_conj())
+
+
+class Recorder(TorchDispatchMode):
+    """Records every operator, and names its tensors by where they come from."""
+
+    def __init__(self, record: Record, labels: dict[Hashable, Hashable]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.record, self.labels = record, labels
+        self.alive: list[Any] = []
+        self.stack: list[list[Any]] = []
+
+    def label(self, tensor: Tensor) -> Hashable:
+        """The name of a tensor; of one that comes from nowhere known, its numbers."""
+        found = self.labels.get(place(tensor))
+        if found is None:
+            self.alive.append(tensor)
+            small = tensor.numel() <= 4096 and tensor.device.type != "meta"
+            found = (
+                ("constant", str(tensor.dtype), tuple(tensor.flatten().tolist()))
+                if small
+                else ("unknown", place(tensor))
+            )
+            self.labels[place(tensor)] = found
+        return found
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        leaves = pytree.tree_leaves((args, kwargs))
+        inputs = tuple(self.label(x) if isinstance(x, Tensor) else repr(x) for x in leaves)
+        floats = tuple(x for x in leaves if type(x) is float)
+        out = func(*args, **kwargs)
+        self.record.events.append((str(func), floats, inputs))
+        number = len(self.record.events)
+        for k, leaf in enumerate(pytree.tree_leaves(out)):
+            if isinstance(leaf, Tensor):
+                self.labels[place(leaf)] = (number, k)
+                self.alive.append(leaf)
+        if self.stack:
+            self.stack[-1][1] += 1
+        return out
+
+
+READS_REQUIRES_GRAD = "Tensor.requires_grad"
+"""The name under which a read of this property is counted."""
+_REQUIRES_GRAD: Any = Tensor.requires_grad.__get__  # type: ignore[attr-defined]
+
+
+_SETTERS = {getattr(Tensor, name).__set__: name for name in ("data", "grad", "requires_grad")}
+
+
+_MEMORY: dict[Any, str] = {getattr(Tensor, n).__get__: n for n in ("_version", "_base")}
+_MEMORY_METHODS = frozenset(("is_contiguous", "stride", "storage_offset", "data_ptr", "untyped_storage", "storage"))
+"""What tells tensors apart that have the same numbers."""
+
+
+def _by_library(frame: Any) -> bool:
+    """Whether it is torch, or another library, that asks."""
+    while frame is not None and frame.f_code.co_filename == __file__:
+        frame = frame.f_back
+    return frame is None or is_library(frame.f_code.co_filename)
+
+
+def _by(frame: Any) -> str:
+    """The lines of a library, and the line of the user's, that ask something of a tensor."""
+    found = []
+    while frame is not None:
+        path = frame.f_code.co_filename
+        if path != __file__:
+            found.append(f"{os.path.basename(path)}:{frame.f_lineno}")
+            if not is_library(path):
+                break
+        frame = frame.f_back
+    return " ".join(reversed(found))
+
+
+class Calls(TorchFunctionMode):
+    """Counts the calls, and notes in which gradient mode they are made, which operators themselves do not show."""
+
+    def __init__(self, record: Record, grad: bool, log: bool = False) -> None:
+        super().__init__()
+        self.record, self.grad, self.log = record, grad, log
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if self.grad and not torch.is_grad_enabled():
+            self.record.events.append(("no_grad", (), (str(getattr(func, "__name__", func)),)))
+        leaves = pytree.tree_leaves((args, kwargs))
+        if func in _SETTERS:
+            self.record.set.add(_SETTERS[func])
+        name = READS_REQUIRES_GRAD if func == _REQUIRES_GRAD else getattr(func, "__qualname__", None) or str(func)
+        if (func in _MEMORY or name.rpartition(".")[2] in _MEMORY_METHODS) and not _by_library(sys._getframe(1)):
+            self.record.asked |= {_MEMORY.get(func) or name.rpartition(".")[2]}
+        if self.log:
+            given = tuple(n for n in map(number, leaves) if n is not None)
+            self.record.log.append((name, given, torch.is_grad_enabled()))
+        if name == "aten::detach":  # TorchScript's own: how many it runs depends on how often it was called before
+            return func(*args, **(kwargs or {}))
+        self.record.calls[(name, tuple(x for x in leaves if type(x) is float), torch.is_grad_enabled())] += 1
+        out = func(*args, **(kwargs or {}))
+        if getattr(func, "__name__", "") == "__bool__":
+            self.record.decisions.append((bool(out), _by(sys._getframe(1))))
+        return out
