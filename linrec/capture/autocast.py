@@ -117,7 +117,7 @@ def _cast_node(node: fx.Node, argument: fx.Node, dtype: torch.dtype) -> fx.Node:
 def _casts_of(node: fx.Node) -> list[torch.dtype | None] | None:
     """What autocast casts each tensor argument of an operator to; None where that is not all that it does."""
     leaves, spec = pytree.tree_flatten((node.args, node.kwargs))
-    fake = [value(x) for x in leaves]
+    fake = [_sized(value(x)) for x in leaves]
     tensors = [x for x in fake if isinstance(x, Tensor)]
     expected = [x for x in pytree.tree_leaves(value(node)) if isinstance(x, Tensor)]
 
@@ -149,6 +149,18 @@ def _casts_of(node: fx.Node) -> list[torch.dtype | None] | None:
         if found is not None and found[1] == [e.dtype for e in expected]:
             return casts
     return None
+
+
+def _sized(x: Any) -> Any:
+    """A value with numbers for symbolic sizes: composite operators ask for more than shapes."""
+    if isinstance(x, torch.SymInt):
+        return int(x.node.hint)
+    if not isinstance(x, Tensor) or not any(isinstance(s, torch.SymInt) for s in x.shape):
+        return x
+    mode: Any = x.fake_mode  # type: ignore[attr-defined]
+    sizes: Any = x.shape
+    with mode:
+        return torch.empty([_sized(s) for s in sizes], dtype=x.dtype, device=x.device)
 
 
 class _Casts(TorchDispatchMode):

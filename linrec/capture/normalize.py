@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, fx
 
 from linrec.capture.cells import write_out_cells
+from linrec.capture.equations import without_ellipsis
 from linrec.capture.masks import masked_writes
 from linrec.ir.nodes import emit, shape_of, size_expr, value
 from linrec.ir.scan import is_random
@@ -146,7 +147,7 @@ def _simplify(graph: fx.Graph, node: fx.Node) -> None:
         graph.erase_node(node) if not node.users else None
         return
     if target in _IDENTITY and isinstance(node.args[0], fx.Node):
-        if not any(user.op == "output" for user in node.users):
+        if not _is_returned(node):
             _replace(node, node.args[0])
     elif target is aten.detach.default and node.args[0].target is target:
         _replace(node, node.args[0])
@@ -169,7 +170,7 @@ def _simplify(graph: fx.Graph, node: fx.Node) -> None:
             node.target, node.args = aten.slice.Tensor, (*node.args[:3], start + node.args[3])
             _simplify_slice(graph, node)
     elif target is aten.einsum.default:
-        node.args = (_without_ellipsis(node), *node.args[1:])
+        node.args = (without_ellipsis(node), *node.args[1:])
     elif target is aten.slice.Tensor:
         _simplify_slice(graph, node)
     elif target is aten.select.int:
@@ -190,29 +191,6 @@ def _keeps_all(node: fx.Node) -> bool:
     """Whether a dropout drops nothing, and so draws nothing."""
     given = dict(zip(("input", "p", "train"), node.args, strict=False)) | node.kwargs
     return not given["train"] or given["p"] == 0
-
-
-def _without_ellipsis(node: fx.Node) -> str:
-    """The equation of an einsum with explicit letters for what the ellipsis covers."""
-    equation = str(node.args[0]).replace(" ", "")
-    if "..." not in equation:
-        return equation
-    left, arrow, right = equation.partition("->")
-    inputs = left.split(",")
-    spare = [c for c in "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ" if c not in equation]
-    ranks = [value(x).dim() - len(s.replace("...", "")) for x, s in zip(node.args[1], inputs, strict=True)]
-    covered = "".join(spare[: max(r for r, s in zip(ranks, inputs, strict=True) if "..." in s)])
-    full = [s.replace("...", covered[len(covered) - r :] if r else "") for r, s in zip(ranks, inputs, strict=True)]
-    if not arrow:
-        letters = [c for c in left if c.isalpha()]
-        right = "..." + "".join(sorted(c for c in set(letters) if letters.count(c) == 1))
-    sizes: dict[str, set[Any]] = {}
-    for x, s in zip(node.args[1], full, strict=True):
-        for c, size in zip(s, shape_of(x), strict=True):
-            sizes.setdefault(c, set()).add(size)
-    if any(len(found) > 1 for found in sizes.values()):
-        return equation
-    return ",".join(full) + "->" + right.replace("...", covered)
 
 
 def _same_kind(node: fx.Node) -> bool:
@@ -330,12 +308,18 @@ def _store(node: Any) -> tuple[fx.Node, fx.Node, int, int] | None:
     return None
 
 
+def _is_returned(node: fx.Node) -> bool:
+    return any(user.op == "output" for user in node.users)
+
+
 def _forward_store(graph: fx.Graph, node: fx.Node) -> None:
     """A read of an index that was written before is the value written there."""
     read = _read(node)
     if read is None:
         return
     base, dim, index = read
+    if _is_returned(node) and _is_returned(base):  # as a view of the other, which the caller may write into
+        return
     moved = False
     while True:
         store = _store(base)

@@ -29,7 +29,7 @@ from linrec.capture.trace import Trace, trace
 from linrec.ir import members
 from linrec.ir.extension import Extension
 from linrec.ir.held import lookup
-from linrec.ir.nodes import shape_of
+from linrec.ir.nodes import shape_of, value
 from linrec.ir.obstruction import Obstruction, Refused, refuse
 from linrec.ir.recurrence import Recurrence
 from linrec.ir.scan import is_random
@@ -285,6 +285,7 @@ def _rewritten(
 ) -> tuple[Plan, list[str]]:
     """The plan that two traces make, and the names of the passes that changed something."""
     shorter, longer = traces
+    dense = _dense_results(longer)
     looped = (_operators(longer.graph_module) - _operators(shorter.graph_module)) / (longer.length - shorter.length)
     if [d.outcome for d in shorter.decisions] != [d.outcome for d in longer.decisions]:
         where = longer.decisions[-1].location if longer.decisions else shorter.decisions[-1].location
@@ -329,6 +330,7 @@ def _rewritten(
         pays_from=pays_from(looped, _operators(graph_module), _kernels(graph_module)),
         reads_numbers=any(reads),
         decisions=longer.decisions,
+        dense=dense,
         numbers=StepNumbers([numbers.series[k] for k in series]) if numbers is not None and series else None,
     )
     plan.draws = any(
@@ -440,6 +442,24 @@ def _length_node(t: Trace, axis: TimeAxis) -> fx.Node:
             node.meta["val"] = t.length + offset
             return node
     raise refuse("LR004", f"The time dimension is not an input of the graph (leaf {tensor_index}).")
+
+
+def _dense_results(t: Trace) -> list[int]:
+    """Which of the tensors that forward makes are contiguous."""
+    results: Any = t.graph_module.graph.output_node().args[0]
+    user = [value(n) for n, (kind, _) in zip(results, t.outputs, strict=True) if kind == "user"]
+    return [k for k, x in enumerate(user) if _is_dense(x)]
+
+
+def _is_dense(x: Any) -> bool:
+    expected = 1
+    for extent, stride in zip(reversed(x.shape), reversed(x.stride()), strict=True):
+        number = int(extent.node.hint) if isinstance(extent, torch.SymInt) else int(extent)
+        step = int(stride.node.hint) if isinstance(stride, torch.SymInt) else int(stride)
+        if number != 1 and step != expected:
+            return False
+        expected *= number
+    return True
 
 
 def _shapes(t: Trace, axis: TimeAxis) -> list[tuple[Any, ...]]:

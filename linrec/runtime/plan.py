@@ -51,6 +51,7 @@ class Plan:
         reads_numbers: whether forward reads numbers off tensors: those that it calls operators with are others then.
         decisions: the tensors on which forward branches, and how it did when it was traced.
         draws: whether it draws random numbers.
+        dense: which of the tensors that forward makes are contiguous there, as callers that reshape them expect.
         otherwise: at how many calls forward was seen to branch otherwise.
         mixed: whether autocast decided on dtypes; its casts are operators of the graph, which runs without it.
     """
@@ -82,6 +83,7 @@ class Plan:
     decisions: list[Decision] = field(default_factory=list)
     otherwise: int = 0
     draws: bool = False
+    dense: list[int] = field(default_factory=list)
 
     def admits(self, module: nn.Module, tensors: Sequence[Tensor], length: int) -> bool:
         """Whether the guards hold for these tensor leaves."""
@@ -200,6 +202,9 @@ class Plan:
         else:
             flat = self.graph_module.forward(*arguments)
         user: list[Tensor] = [x for (kind, _), x in zip(self.outputs, flat, strict=True) if kind == "user"]
+        for k in self.dense:
+            if not user[k].is_contiguous():
+                user[k] = user[k].contiguous()
         for d in self.decisions:
             if not d.holds(user[d.condition.position]):
                 if before is not None:

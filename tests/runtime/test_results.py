@@ -175,3 +175,49 @@ def test_what_is_drawn_anew_in_every_step() -> None:
     for _ in range(2):
         same, _ = fast(torch.randn(2, 40, 3, dtype=torch.float64))
         assert len({tuple(row) for row in (same == 0).tolist()}) > 1
+
+
+RETURNS: dict[str, Any] = {
+    "last": lambda o, y: (y, y[:, -1]),
+    "last, as a slice": lambda o, y: (y, y[:, -1:]),
+    "but the first": lambda o, y: (y, y[:, -2], y[:, 1:]),
+}
+
+
+@pytest.mark.parametrize("name", RETURNS)
+def test_results_that_are_views_of_one_another(name: str) -> None:
+    """What a caller writes into one shows in the other."""
+
+    def forward(x: Tensor) -> Any:
+        h, out = torch.zeros_like(x[:, 0]), []
+        for t in range(x.shape[1]):
+            h = 0.5 * h + x[:, t]
+            out.append(h)
+        return RETURNS[name](out, torch.stack(out, 1))
+
+    fast = linrec.parallelize(forward)
+    for length in (20, 9, 33):
+        x = torch.randn(2, length, 4)
+        results = fast(x), forward(x)
+        for found in results:
+            found[0].mul_(10)
+            found[1].add_(1)
+        torch.testing.assert_close(*results)
+    assert linrec.report(fast).parallel
+
+
+def test_results_can_be_reshaped_as_those_of_the_loop() -> None:
+    def forward(x: Tensor) -> Any:
+        h, out = torch.zeros_like(x[:, 0]), []
+        for t in range(x.shape[1]):
+            h = 0.5 * h + x[:, t]
+            out.append(h)
+        return out[0], out[-1], torch.stack(out, 1), torch.stack(out, 0).transpose(0, 1)
+
+    fast = linrec.parallelize(forward)
+    x = torch.randn(2, 20, 4)
+    for _ in range(2):
+        for a, b in zip(fast(x), forward(x), strict=True):
+            assert a.is_contiguous() or not b.is_contiguous()
+            if b.is_contiguous():
+                torch.testing.assert_close(a.view(-1), b.view(-1))
