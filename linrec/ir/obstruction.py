@@ -75,7 +75,7 @@ CATALOGUE: dict[str, tuple[str, str, str]] = {
     "LR013": (
         "mutates-input",
         "The code writes into one of its inputs or buffers in a way that cannot be replayed.",
-        "Work on a copy.",
+        "Return it, assign it to an attribute or a buffer, or do it outside forward.",
     ),
     "LR014": (
         "unsupported-context",
