@@ -399,7 +399,8 @@ class StepNumbers:
 
     def counted(self, calls: Sequence[Call], length: int) -> Counter[Hashable]:
         """How often each function was called, with which floating-point numbers besides those of the series."""
-        places = {i for series in self.series for p in series.places for i in p.at(length)}
+        names = [name for name, given, _ in calls for _ in given]
+        places = {i for series in self.series for p in series.places for i in _with_unread(p.at(length), names)}
         counts: Counter[Hashable] = Counter()
         at = 0
         for name, given, grad in calls:
@@ -409,6 +410,14 @@ class StepNumbers:
             at += len(given)
             counts[name, own, grad] += 1
         return counts
+
+
+def _with_unread(places: range, names: Sequence[str]) -> Sequence[int]:
+    """The places, and the one after them where the same function is given one more number: the last step may make
+    something that nothing reads."""
+    after = places[-1] + places.step if places else len(names)
+    more = after < len(names) and names[after] == names[places[-1]]
+    return [*places, after] if more else places
 
 
 MOST_LENGTHS = 256

@@ -73,13 +73,18 @@ def reachable(module: nn.Module) -> Iterator[tuple[str, Any]]:
         if type(value) not in PLAIN:
             yield name, value
             for c in containers(value, own):
-                yield from ((name, x) for x in (c.values() if isinstance(c, dict) else c) if type(x) not in PLAIN)
+                yield from ((name, x) for x in (dict.values(c) if isinstance(c, dict) else c) if type(x) not in PLAIN)
+
+
+def _kind(container: Any) -> Any:
+    """Which of Python's own containers it is: their methods do nothing else."""
+    return next(k for k in _KINDS if isinstance(container, k))
 
 
 def _copied(container: Any) -> Any:
     """The content of a container, whatever its class makes of copies."""
-    kind = next(k for k in _KINDS if isinstance(container, k))
-    return kind(container)
+    kind = _kind(container)
+    return kind(kind.items(container)) if issubclass(kind, dict) else kind(container)
 
 
 def containers(value: Any, own: frozenset[int] = frozenset()) -> list[Any]:
@@ -100,7 +105,7 @@ def containers(value: Any, own: frozenset[int] = frozenset()) -> list[Any]:
         elif isinstance(value, _KINDS):
             seen.add(id(value))
             found.append(value)
-            pending.extend(value.values() if isinstance(value, dict) else value)
+            pending.extend(dict.values(value) if isinstance(value, dict) else value)
         elif isinstance(value, nn.Module) or is_object(value):
             seen.add(id(value))
             pending.append(vars(value))
@@ -114,7 +119,9 @@ def containers(value: Any, own: frozenset[int] = frozenset()) -> list[Any]:
 def same_items(a: Any, b: Any) -> bool:
     """Whether two containers hold the same objects."""
     if isinstance(a, dict):
-        return list(a) == list(b) and all(a[k] is b[k] for k in a)
+        kind = _kind(a)  # a class of the user's may make something else of `items`
+        pairs = zip(kind.values(a), kind.values(b), strict=False)
+        return list(kind.keys(a)) == list(kind.keys(b)) and all(x is y for x, y in pairs)
     if isinstance(a, set):
         return bool(a == b)
     return len(a) == len(b) and all(x is y for x, y in zip(a, b, strict=True))
@@ -142,8 +149,8 @@ def restore_attributes(saved: Snapshot) -> None:
 
 def _refill(container: Any, content: Any) -> None:
     if not same_items(container, content):
-        kind: Any = next(k for k in _KINDS if isinstance(container, k))  # whose methods do nothing else
-        if not (isinstance(container, dict) and list(container) == list(content)):
+        kind = _kind(container)
+        if not (issubclass(kind, dict) and list(kind.keys(container)) == list(content)):
             kind.clear(container)  # otherwise nothing is missing at any time: another thread may look
         (kind.extend if kind in (list, collections.deque) else kind.update)(container, content)
 
@@ -202,7 +209,7 @@ def _only_added(before: Any, after: Any, fits: Callable[[Any], bool] = lambda x:
 
 def nothing_of_data(value: Any) -> bool:
     """Whether a value holds no number and no tensor, which might come of the inputs that it was made with."""
-    inside = [x for c in containers(value) for x in (c.values() if isinstance(c, dict) else c)]
+    inside = [x for c in containers(value) for x in (dict.values(c) if isinstance(c, dict) else c)]
     return all(map(_is_no_data, (value, *inside)))
 
 

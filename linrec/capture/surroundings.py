@@ -88,7 +88,7 @@ def _reached(values: list[Any], seen: set[int]) -> set[Any]:
             pending.append(value.__wrapped__)
         elif isinstance(value, _CONTAINERS):
             if len(value) <= _MAX_ITEMS:
-                pending += value.values() if isinstance(value, dict) else value
+                pending += dict.values(value) if isinstance(value, dict) else value
             if not _is_foreign(kind.__module__) and kind not in _CONTAINERS:
                 found.add(kind)
         elif is_object(value) or (isinstance(value, nn.Module) and not _is_foreign(kind.__module__)):
@@ -225,12 +225,13 @@ Ran = dict[types.CodeType, tuple[dict[str, Any], set[type]]]
 def code_that_runs() -> Iterator[Ran | None]:
     """Note the code of the user's that runs in the block; None where other tools watch this thread already."""
     found: Ran = {}
+    callbacks = {getattr(f, "__code__", None) for f in gc.callbacks}  # which run whenever it is time
 
     def note(frame: types.FrameType, event: str, arg: Any) -> None:
         if event == "call":
             code = frame.f_code
             if code not in found:
-                if _is_foreign(str(frame.f_globals.get("__name__", ""))):
+                if _is_foreign(str(frame.f_globals.get("__name__", ""))) or _comes_of(frame, callbacks):
                     return
                 found[code] = (frame.f_globals, set())
             if code.co_argcount:
@@ -251,6 +252,14 @@ def code_that_runs() -> Iterator[Ran | None]:
             sys.settrace(None)
     else:
         yield None
+
+
+def _comes_of(frame: types.FrameType | None, codes: set[Any]) -> bool:
+    while frame is not None:
+        if frame.f_code in codes:
+            return True
+        frame = frame.f_back
+    return False
 
 
 class Watch:
@@ -289,8 +298,8 @@ def _is_fixed(value: Any) -> bool:
 
 def _items(value: Any) -> tuple[Any, list[Any] | None, list[Any]] | None:
     """A container, and what it holds, if that is nothing but what is fixed: then it is quick to compare."""
-    if isinstance(value, dict) and all(map(_is_fixed, value.values())):
-        return value, list(value), list(value.values())
+    if isinstance(value, dict) and all(map(_is_fixed, dict.values(value))):
+        return value, list(dict.keys(value)), list(dict.values(value))
     if isinstance(value, (list, tuple)) and all(map(_is_fixed, value)):
         return value, None, list(value)
     return None
@@ -299,9 +308,9 @@ def _items(value: Any) -> tuple[Any, list[Any] | None, list[Any]] | None:
 def _has(now: Any, items: tuple[Any, list[Any] | None, list[Any]]) -> bool:
     """Whether it is the same container with the same objects."""
     container, keys, values = items
-    if now is not container or len(now) != len(values) or (keys is not None and list(now) != keys):
+    if now is not container or len(now) != len(values) or (keys is not None and list(dict.keys(now)) != keys):
         return False
-    return all(map(operator.is_, now if keys is None else now.values(), values))
+    return all(map(operator.is_, now if keys is None else dict.values(now), values))
 
 
 def _notes(function: types.FunctionType) -> dict[str, Any]:
@@ -472,7 +481,7 @@ def _frozen(value: Any, depth: int, seen: set[int]) -> Hashable:
     if objects:
         return (id(value), tuple([(k, _frozen(v, depth - 1, seen)) for k, v in vars(value).items()]))
     if isinstance(value, dict):
-        return (dict, tuple([(repr(k), _frozen(v, depth - 1, seen)) for k, v in value.items()]))
+        return (dict, tuple([(repr(k), _frozen(v, depth - 1, seen)) for k, v in dict.items(value)]))
     if isinstance(value, (set, frozenset)):
         return (set, tuple(sorted(map(repr, value))))
     return (type(value), tuple([_frozen(v, depth - 1, seen) for v in value]))

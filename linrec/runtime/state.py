@@ -190,7 +190,7 @@ def _frozen(value: Any, memo: dict[int, Hashable], depth: int, open_: int = 0) -
     if depth == 0:
         found: Hashable = ("object", key)
     elif isinstance(value, dict):
-        found = (type(value), tuple((repr(k), _frozen(v, memo, depth - 1, inner)) for k, v in value.items()))
+        found = (type(value), tuple((repr(k), _frozen(v, memo, depth - 1, inner)) for k, v in dict.items(value)))
     elif isinstance(value, (list, tuple, collections.deque)):
         found = (type(value), tuple(_frozen(v, memo, depth - 1, inner) for v in value))
     elif isinstance(value, (set, frozenset)):
