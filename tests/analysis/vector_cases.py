@@ -425,6 +425,15 @@ case(aten.gather.default, V(B, 3), 1, V(B, 2, dtype=_LONG, high=3))
 case(aten.gather.default, V(3, B), -2, V(2, B, dtype=_LONG, high=3))
 case(aten.scatter.src, V(B, 3), 1, V(B, 1, dtype=_LONG, high=3), V(B, 1))
 case(aten.scatter.src, V(3), -1, V(1, dtype=_LONG, high=3), V(2))
+case(aten.index_select.default, W(4, 3), 0, V(1, dtype=_LONG, high=4))
+case(aten.index_select.default, W(B, 4), -1, V(2, dtype=_LONG, high=4))
+
+# Parts that take the place of others.
+case(aten.slice_scatter.default, V(B, 4), V(B, 2), 1, 1, 3)
+case(aten.slice_scatter.default, V(4, 3), W(2, 3), 0, 1, 3)
+case(aten.slice_scatter.default, W(B, 4), V(B, 2), -1, 0, 4, 2)
+case(aten.select_scatter.default, V(B, 4), V(B), -1, 2)
+case(aten.select_scatter.default, W(4, 3), V(3), 0, -1)
 
 # A batch dimension in front, or none.
 case(aten.group_norm.default, V(B, 4), 2, W(4), W(4))
