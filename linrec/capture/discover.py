@@ -155,6 +155,7 @@ def _axis(
 ) -> Iterator[TimeAxis]:
     """One way, if the number of operators grows with it."""
     grown: tuple[nn.Module, ...] | None = None
+    missing: list[IndexError] = []
     for short in (SHORT, 4 * SHORT, 12 * SHORT):
         if short + 2 > leaves[leaf].shape[dim] + 2 * SHORT:
             break
@@ -164,12 +165,14 @@ def _axis(
                 short_leaves = resize(leaves, dims, length)
                 records.append(record(module, forward, spec, short_leaves, True, watch=length > short))
         except IndexError as error:
-            failures.append(error)
+            missing.append(error)
             continue
         except Exception:  # the model may raise anything at a size that is not its own: then this is not time
             continue
         grown = _owners(*records)
         break
+    if grown is None:
+        failures += missing[:1]
     if grown:
         tensors = tuple(i for i, x in enumerate(leaves) if isinstance(x, Tensor))
         follows = forward if isinstance(forward, Following) else None
