@@ -5,7 +5,7 @@ once, in a step for all steps together."""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +16,30 @@ from linrec.ir.obstruction import refuse
 
 Asked = Sequence[tuple[bool, str]]
 """How the branches of a run went, in order, and which lines asked."""
+
+
+_COMPARISONS: dict[str, Callable[..., Tensor]] = {
+    "equal": lambda a, b: (a == b).all(),
+    "allclose": lambda a, b, *rest, **given: torch.isclose(a, b, *rest, **given).all(),
+}
+
+
+def is_asked(func: Any, args: Any, kwargs: Any) -> bool:
+    """Whether a call tells something of the numbers in tensors as a truth value: `bool` of one, and `equal` or
+    `allclose` of two."""
+    name = getattr(func, "__name__", "")
+    if name == "__bool__":
+        return isinstance(args[0], Tensor)
+    tensors = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
+    return name in _COMPARISONS and len(tensors) == 2 and tensors[0].shape == tensors[1].shape
+
+
+def condition_of(func: Any, args: Any, kwargs: Any) -> Tensor:
+    """What such a call asks for, as a tensor."""
+    if func.__name__ in _COMPARISONS:
+        return _COMPARISONS[func.__name__](*args, **kwargs)
+    condition: Tensor = args[0].clone()  # as it is now: it may be written into later
+    return condition
 
 
 @dataclass(frozen=True)

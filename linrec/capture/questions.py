@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from linrec.capture.decisions import is_asked
 from linrec.capture.discover import SHORT
 from linrec.capture.probe import Dims, resize, undone
 from linrec.ir import members
@@ -121,7 +122,7 @@ class _Watch(TorchFunctionMode):
             return self._lengths(out)
         if name == "__len__" and out == self.length:
             self.found.length = True  # what becomes of the number cannot be seen
-        elif name == "__bool__":
+        elif is_asked(func, args, kwargs or {}):
             self.found.branches = True
         elif name in _READS and isinstance(args[0], Tensor):
             known = self.traced if name == "item" else self.own

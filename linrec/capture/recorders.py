@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from linrec.capture.decisions import is_asked
 from linrec.capture.numbers import Call, number
 from linrec.capture.surroundings import Ran
 from linrec.ir.location import is_library
@@ -165,6 +166,6 @@ class Calls(TorchFunctionMode):
             return func(*args, **(kwargs or {}))
         self.record.calls[(name, tuple(x for x in leaves if type(x) is float), torch.is_grad_enabled())] += 1
         out = func(*args, **(kwargs or {}))
-        if getattr(func, "__name__", "") == "__bool__":
+        if is_asked(func, args, kwargs or {}):
             self.record.decisions.append((bool(out), _by(sys._getframe(1))))
         return out

@@ -30,7 +30,7 @@ from torch.utils import _pytree as pytree
 
 from linrec.capture.autocast import has_regions, mark_casts, protect_casts, write_casts
 from linrec.capture.autograd_function import opaque_autograd_functions
-from linrec.capture.decisions import Asked, Decision, grouped
+from linrec.capture.decisions import Asked, Decision, condition_of, grouped, is_asked
 from linrec.capture.functionalize import functionalize
 from linrec.capture.grad_modes import inline_grad_modes
 from linrec.capture.snapshot import PLAIN, Memos, assigned, containers, restore_attributes, snapshot_attributes, touched
@@ -121,9 +121,11 @@ class _UserFrames(TorchFunctionMode):
             for item in x if type(x) in (list, tuple) else (x,):
                 if type(item) is nn.Parameter:  # those of the module are replaced while it is traced
                     self.loose.add(item.data_ptr())
-        if getattr(func, "__name__", "") == "__bool__" and self.decisions and isinstance(args[0], Tensor):
+        if func in (torch.equal, Tensor.equal) and args[0].shape != args[1].shape:
+            return False
+        if self.decisions and is_asked(func, args, kwargs or {}):
             outcome, lines = self.decisions.pop(0)
-            self.decided.append(Decision(args[0].clone(), outcome, lines))  # as it is now: it may be written into later
+            self.decided.append(Decision(condition_of(func, args, kwargs or {}), outcome, lines))
             return outcome
         if frame is None:
             return func(*args, **(kwargs or {}))

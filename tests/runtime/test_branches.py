@@ -56,6 +56,14 @@ def of_a_parameter(m: Any, x: Tensor) -> Tensor:
     return x * 2 if m.w.sum() > 2.5 else x
 
 
+def compared(m: Any, x: Tensor) -> Tensor:
+    assert torch.allclose(x, x.clone(), equal_nan=True)
+    assert not torch.equal(x, x[:, :1])
+    if torch.equal(m.limit, torch.full_like(m.limit, 50.0)):
+        x = 2 * x
+    return x
+
+
 def twice(m: Any, x: Tensor) -> Tensor:
     x = scaled(m, x)
     if not x.abs().mean() < 10 and x.abs().min() >= 0:
@@ -73,7 +81,7 @@ def overwritten(m: Any, x: Tensor) -> Tensor:
 
 
 @pytest.mark.filterwarnings("ignore:linrec runs the original code")
-@pytest.mark.parametrize("before", [asserted, raised, scaled, of_a_parameter, twice, overwritten])
+@pytest.mark.parametrize("before", [asserted, raised, scaled, of_a_parameter, compared, twice, overwritten])
 def test_a_branch_before_the_loop(before: Callable[[Any, Tensor], Tensor]) -> None:
     oracle = Checked(before)
     model = linrec.parallelize(copy.deepcopy(oracle), when="always")
