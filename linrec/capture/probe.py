@@ -141,7 +141,6 @@ class _Writes(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.own: set[int] = set()
-        self.alive: list[Any] = []
         self.before: dict[int, tuple[Tensor, Tensor]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -156,8 +155,8 @@ class _Writes(TorchDispatchMode):
         if not any(r.alias_info for r in func._schema.returns):
             for x in out if isinstance(out, (tuple, list)) else (out,):
                 if isinstance(x, Tensor) and x.layout is torch.strided and is_plain(x):
-                    self.alive.append(x.untyped_storage())  # or its memory might be another's later
-                    self.own.add(self.alive[-1].data_ptr())
+                    # What was there before stays where it is: memory that is made in the run is never one of those.
+                    self.own.add(x.untyped_storage().data_ptr())
         return out
 
     def _keep(self, given: Any) -> None:

@@ -77,6 +77,7 @@ def signature(module: nn.Module, leaves: list[Any], spec: Any, seen: Seen | None
     parts: list[Hashable] = [
         _numbers.get(id(spec), spec),
         torch.is_grad_enabled(),
+        torch.get_default_dtype(),
         autocast_state(),
         device_set_aside(),
     ]

@@ -461,6 +461,24 @@ def test_code_that_is_replaced(how: str, monkeypatch: pytest.MonkeyPatch) -> Non
     same(ours, oracle, series(2, 25))
 
 
+def test_the_default_dtype() -> None:
+    def forward(x: Tensor) -> Tensor:
+        h, out = torch.zeros(x.shape[0], 3), []
+        for t in range(x.shape[1]):
+            h = 0.5 * h + x[:, t].to(h.dtype)
+            out.append(h)
+        return torch.stack(out, 1)
+
+    fast = linrec.parallelize(forward)
+    try:
+        for dtype in (torch.float32, torch.float64, torch.float32):
+            torch.set_default_dtype(dtype)
+            x = series()
+            torch.testing.assert_close(fast(x), forward(x))
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 LENGTHS: dict[str, Callable[[Tensor, Tensor], int]] = {
     "numel": lambda x, y: x.numel() // 6,
     "numel as it is": lambda x, y: 17 if x.numel() == 102 else 0,
