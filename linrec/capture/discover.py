@@ -121,12 +121,16 @@ def find_time(
             that shorter inputs do not have.
     """
     failures = [] if failures is None else failures
-    found = False
+    found: TimeAxis | None = None
+    short: Sequence[Any] = leaves
     for leaf, dim, dims in candidates(leaves):
-        for axis in _axis(module, forward, spec, leaves, leaf, dim, dims, failures):
-            found = True
+        # Once time is found, the other dimensions are tried with few steps.
+        apart = found is not None and not any(d in found.dims.get(i, ()) for i, own in dims.items() for d in own)
+        for axis in _axis(module, forward, spec, short if apart else leaves, leaf, dim, dims, failures):
+            if found is None:
+                found, short = axis, resize(leaves, axis.dims, axis.shown_at + 2)
             yield axis
-    if found or not failures:
+    if found is not None or not failures:
         return
     integers = [
         (sub, name, value)

@@ -123,17 +123,21 @@ def compile_call(
         (plan, []), or (None, obstructions).
     """
     obstructions: list[Obstruction] = []
-    axes = list(find_time(module, forward, spec, leaves))
-    if found is not None:
-        found.look(members.modules(module), [axis.ran for axis in axes])
-    for axis in axes:
+    ran: list[Ran | None] = []
+    plan: Plan | None = None
+    for axis in find_time(module, forward, spec, leaves):
+        ran.append(axis.ran)
         if module not in axis.owners:
             continue
         try:
-            return _compile(module, axis.forward or forward, spec, leaves, axis, name, options, varied), []
+            plan = _compile(module, axis.forward or forward, spec, leaves, axis, name, options, varied)
         except Refused as refused:
             obstructions.append(refused.obstruction)
-    return None, obstructions
+            continue
+        break
+    if found is not None:
+        found.look(members.modules(module), ran)
+    return plan, [] if plan is not None else obstructions
 
 
 def _compile(
