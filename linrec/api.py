@@ -22,6 +22,7 @@ from linrec.passes.outline import COMPILED
 from linrec.report import Report
 from linrec.runtime.compile import Options
 from linrec.runtime.dispatcher import Dispatcher, Settings, original_forward
+from linrec.runtime.signature import one_way
 
 M = TypeVar("M", bound=nn.Module)
 F = TypeVar("F", bound=Callable[..., Any])
@@ -218,13 +219,15 @@ def _compile_now(model: nn.Module, example_inputs: Any, keywords: dict[str, Any]
     """Call the model once for its plans, and undo what the call did to it."""
     args, kwargs = _arguments(example_inputs)
     kwargs |= keywords or {}
+    problem = one_way(model)
+    if problem is not None:  # not even once, for information
+        model.__dict__["forward"].note(problem)
+        return
     tensors = [x for x in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
     with undone(model, tensors, parameters="copy"), torch.enable_grad():
         model(*args, **kwargs)
-        if any(
-            d.changes and not d.disabled for d in _dispatchers(model)
-        ):  # what a first call does may be done only once
-            model(*args, **kwargs)
+        if any(d.changes and not d.disabled for d in _dispatchers(model)):
+            model(*args, **kwargs)  # what a first call does may be done only once
         installed = [(sub, sub.__dict__.get("forward")) for sub in members.modules(model)]
     for sub, forward in installed:
         if isinstance(forward, Dispatcher):

@@ -5,7 +5,6 @@ from linrec.analysis import convolution as convolution
 from linrec.analysis import fourier as fourier
 from linrec.analysis import indexing as indexing
 from linrec.analysis import matrix_rules as matrix_rules
+from linrec.analysis import row_rules as row_rules
 from linrec.analysis import selection as selection
 from linrec.analysis import vector_rules as vector_rules
-
-from linrec.analysis import row_rules as row_rules  # isort: skip

@@ -7,16 +7,16 @@ from typing import Any
 import torch
 from torch import fx
 
+from linrec.analysis.vector_rules import along
 from linrec.analysis.vectorize import VECTOR_RULES, NotVectorisable, Steps, Vectorizer
 from linrec.ir.nodes import value
 
 aten = torch.ops.aten
-_of_one_index = VECTOR_RULES[aten.index_select.default]
 
 
 def _index_select(v: Vectorizer, node: fx.Node, x: Steps, dim: int, index: Any) -> fx.Node:
-    if not isinstance(index, Steps) or not index.timed:
-        return _of_one_index(v, node, x, dim, index)
+    if not isinstance(index, Steps) or not index.timed:  # one index for all steps
+        return along(v, node, x, dim, index)
     if x.timed or index.rank != 1:
         raise NotVectorisable("a table that changes over time")
     dim, count = dim % x.rank, value(index.step).shape[0]

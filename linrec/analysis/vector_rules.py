@@ -116,7 +116,7 @@ _DIMS = {
 }
 
 
-def _along(v: Vectorizer, node: fx.Node, *args: Any, **kwargs: Any) -> fx.Node:
+def along(v: Vectorizer, node: fx.Node, *args: Any, **kwargs: Any) -> fx.Node:
     """Operators along named dimensions of one tensor: shift them by one."""
     first = args[0]
     if not isinstance(first, Steps) or any(s.timed for s in steps_in((args[1:], kwargs))):
@@ -177,7 +177,7 @@ def _along_nothing(v: Vectorizer, node: fx.Node, x: Steps, *args: Any, **kwargs:
 
 
 for _target in _DIMS:
-    VECTOR_RULES[_target] = _along
+    VECTOR_RULES[_target] = along
 
 _DIMS |= {getattr(aten, name).default: "dim" for name in FOURIER}
 

@@ -25,10 +25,9 @@ def _write_out(graph: fx.Graph, node: fx.Node) -> None:
     x, (h, c), w_ih, w_hh, *biases = node.args
     b_ih, b_hh = (*biases, None, None)[:2]
     of = {user.args[1]: user for user in node.users if user.target is operator.getitem}
-    like = next(iter(of.values()))
 
     def op(target: object, *args: object) -> fx.Node:
-        return emit(graph, node, target, args, like)  # type: ignore[arg-type]
+        return emit(graph, node, target, args, node)  # type: ignore[arg-type]
 
     sums = op(aten.add.Tensor, op(aten.linear.default, x, w_ih, b_ih), op(aten.linear.default, h, w_hh, b_hh))
     size = shape_of(h)[-1]

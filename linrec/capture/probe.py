@@ -46,6 +46,8 @@ def undone(module: nn.Module, tensors: Sequence[Any] = (), parameters: str = "wa
     own = [(p, p.data, p.requires_grad) for p in every if is_plain(p)]
     writes = _Writes()
     if parameters == "copy":
+        outside = [x for _, x in reachable(module) if isinstance(x, Tensor) and is_plain(x)]
+        kept += [(t, t._version, t.detach().clone()) for t in outside]
         kept += [(p, p._version, p.detach().clone()) for p in members.parameters(module) if is_plain(p)]
     generators = [(g, g.get_state()) for g in _attributes_of(module, torch.Generator)]
     kept_hooks = _suspend_hooks(module)
@@ -168,6 +170,11 @@ class _Writes(TorchDispatchMode):
                     whole = torch.empty(0, dtype=torch.uint8, device=x.device).set_(memory)
                     self.before[place] = whole, whole.clone()
 
+    def has(self, x: Any) -> bool:
+        """Whether a value is a tensor in memory that will be put back."""
+        fits = isinstance(x, Tensor) and x.layout is torch.strided and is_plain(x)
+        return fits and x.untyped_storage().data_ptr() in self.before
+
     def undo(self) -> None:
         """Write back what was there."""
         for whole, content in self.before.values():
@@ -254,7 +261,7 @@ def apart(output: Any, leaves: Sequence[Any], writes: _Writes) -> Any:
         if x.layout is not torch.strided or not is_plain(x):
             return x.detach()
         place = x.untyped_storage().data_ptr()
-        return x.detach().clone() if place in given or place in writes.before else x.detach()
+        return x.detach().clone() if place in given or writes.has(x) else x.detach()
 
     return pytree.tree_map_only(Tensor, own, opened(output))
 

@@ -238,20 +238,16 @@ def code_that_runs() -> Iterator[Ran | None]:
                 first = frame.f_locals.get(code.co_varnames[0])
                 found[code][1].add(first if isinstance(first, type) else type(first))
 
-    if sys.getprofile() is None:
-        sys.setprofile(note)
-        try:
-            yield found
-        finally:
-            sys.setprofile(None)
-    elif sys.gettrace() is None:
-        sys.settrace(note)
-        try:
-            yield found
-        finally:
-            sys.settrace(None)
-    else:
+    ways = ((sys.getprofile, sys.setprofile), (sys.gettrace, sys.settrace))
+    watch: Any = next((put for get, put in ways if get() is None), None)
+    if watch is None:
         yield None
+        return
+    watch(note)
+    try:
+        yield found
+    finally:
+        watch(None)
 
 
 def _comes_of(frame: types.FrameType | None, codes: set[Any]) -> bool:
@@ -268,6 +264,8 @@ class Watch:
     def __init__(self, modules: list[nn.Module], ran: Ran | None) -> None:
         found = _that_ran(modules, ran) if ran is not None else points(modules)
         if ran is not None:
+            if len(_read) >= 128:
+                _read.clear()
             _read[frozenset([type(m) for m in modules])] = found
         values = [(read, read()) for _, read, _ in found]
         self._same = [(read, value) for read, value in values if _is_fixed(value)]

@@ -174,7 +174,7 @@ class Dispatcher:
         except NotParallelizable:
             raise
         except Exception as error:  # a bug of the compiler must never break the model
-            self._note(_failure(error))
+            self.note(_failure(error))
             return self.original(*args, **kwargs)
         if self.owner:
             return self._dispatch(key, spec, leaves, args, kwargs)
@@ -203,7 +203,7 @@ class Dispatcher:
         """Say which arguments keep a call from being traced: what an object does in a call cannot be replayed."""
         for name in sorted({type(x).__name__ for x in leaves if not known(x)}):
             hint = "Pass tensors and plain values; language models take use_cache=False in training."
-            self._note(Obstruction("LR014", "", f"the call has an argument of type {name}.", hint))
+            self.note(Obstruction("LR014", "", f"the call has an argument of type {name}.", hint))
 
     def _note_other_length(self, failures: list[IndexError]) -> None:
         """Say that forward runs a number of steps that does not come of its input, where that is what it looks like."""
@@ -211,11 +211,11 @@ class Dispatcher:
             text = f"with fewer steps forward raises {type(failures[0]).__name__}: {failures[0]}."
             hint = "Take the number of steps from the input, as by range(x.shape[1])."
             problem = Obstruction("LR005", raised_at(failures[0]), text, hint)
-            self._note(problem)
+            self.note(problem)
             if self.settings.strict:
                 raise NotParallelizable([problem])
 
-    def _note(self, problem: Obstruction) -> None:
+    def note(self, problem: Obstruction) -> None:
         """Put an obstruction into the report that belongs to no signature."""
         found = self.compiled.setdefault("failures", Compiled())
         if problem not in found.obstructions:
@@ -233,7 +233,7 @@ class Dispatcher:
         """Find the modules that own a time loop in this call, and put a dispatcher in front of each."""
         problem = one_way(self.module)
         if problem is not None:
-            self._note(problem)
+            self.note(problem)
             self.looked.add(key)
             return
         names = {id(m): n for n, m in members.named_modules(self.module)}
@@ -266,7 +266,7 @@ class Dispatcher:
         except NotParallelizable:
             raise
         except Exception as error:  # a bug of the compiler must never break the model
-            self._note(_failure(error))
+            self.note(_failure(error))
             plan, length, values = None, 0, None
         if plan is None:
             return self.original(*args, **kwargs)

@@ -223,7 +223,7 @@ def _outcome(
         sources = [replace(s, value=as_double(s.value)) if s.literal else s for s in plan.sources]
         plan = replace(plan, sources=sources)
     how = "watch" if run is _run_original else "leave"  # a plan's kernels would make way for what watches
-    with undone(module, parameters=how), torch.random.fork_rng(devices=[]):
+    with undone(module, parameters=how) as writes, torch.random.fork_rng(devices=[]):
         _seed(seed)
         try:
             with (
@@ -240,19 +240,15 @@ def _outcome(
                     values = leaves_of_result(lookup(module, each.qualified, each.keys))
                     what = "".join([each.qualified, *(f"[{key!r}]" for key in each.keys)])
                     found |= {f"attribute {what!r} ({i})": x for i, x in enumerate(values)}
-                found |= {f"input {i} after the call": _now(x) for i, x in enumerate(used)}
+                found |= {f"input {i} after the call": x for i, x in enumerate(used)}
                 for kind, what in plan.outputs:
                     if kind == "buffer":
                         found[f"buffer {what!r}"] = lookup(module, what).detach().clone()
             with no_autocast():
-                return found | _gradients(found, leaves, state | attributes)
+                grads = _gradients(found, leaves, state | attributes)
+            return {n: x.clone() if writes.has(x) else x for n, x in found.items()} | grads
         except Exception as error:  # whatever the user's code raises on these inputs is its own
             return error
-
-
-def _now(x: Any) -> Any:
-    """A tensor as it is before what was written into it is undone."""
-    return x.clone() if isinstance(x, Tensor) and not x.requires_grad else x
 
 
 def _gradients(found: dict[str, Any], leaves: list[Any], state: dict[str, Tensor]) -> dict[str, Any]:

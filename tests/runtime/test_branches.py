@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import linrec
 
-from .samples import WIDTH, agree, gradients, same, series, steps_of
+from .samples import TALLY, WIDTH, agree, gradients, same, series, steps_of
 
 
 class Checked(nn.Module):
@@ -218,6 +218,7 @@ class Step(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h, out = torch.zeros_like(x[:, 0]), []
         for t in range(x.shape[1]):
+            TALLY.step()
             h = self.step(self, h, x[:, t])
             out.append(h)
         return torch.stack(out, 1)
@@ -276,6 +277,7 @@ def test_branches_in_a_step_that_go_one_way(step: Callable[[Any, Tensor, Tensor]
         bad[1, -1] = float("nan")
         both(bad)
     assert steps_of(lambda: model(series(2, 40))) == 0
+    assert steps_of(lambda: oracle(series(2, 40))) == 40
     with torch.no_grad():
         for m in (model, oracle):
             m.damping.fill_(-0.5)

@@ -164,6 +164,36 @@ def test_sources_are_drawn_from_once(name: str) -> None:
     assert reason in [o.id for o in linrec.report(fast).obstructions], linrec.report(fast)
 
 
+def test_explain_changes_nothing() -> None:
+    """Not even by the one call that it makes."""
+    _reset()
+    model = Model(lambda m: TENSOR.add_(1))
+    assert [o.id for o in linrec.explain(model, torch.ones(2, 12, D)).obstructions] == ["LR013"]
+    assert TENSOR.item() == 0
+    model = Model(lambda m: next(m.source), itertools.count(1.0))
+    assert [o.id for o in linrec.explain(model, torch.ones(2, 12, D)).obstructions] == ["LR013"]
+    assert next(model.source) == 1.0
+
+
+def test_a_buffer_that_is_written_and_returned() -> None:
+    class Counts(Model):
+        def __init__(self) -> None:
+            super().__init__(lambda m: None)
+            self.register_buffer("mean", torch.zeros(D))
+
+        def forward(self, x: Tensor) -> Any:
+            self.mean += x.mean((0, 1)).detach()
+            return super().forward(x), self.mean
+
+    loop = Counts().double()
+    fast = linrec.parallelize(copy.deepcopy(loop))
+    for length in (12, 30, 9):
+        x = torch.randn(2, length, D, dtype=torch.float64)
+        torch.testing.assert_close(fast(x), loop(x))
+        torch.testing.assert_close(fast.mean, loop.mean)
+    assert linrec.report(fast).parallel
+
+
 def test_an_input_that_is_changed_and_returned() -> None:
     def forward(x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
         out = []
