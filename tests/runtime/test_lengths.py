@@ -125,22 +125,35 @@ class Stopping(Gated):
         return h
 
 
-class Eighth(Gated):
-    """A branch on a step that is just not seen by short traces."""
+class OneStep(Gated):
+    """A branch on one step, that is just not seen by short traces, or by longer ones either."""
+
+    def __init__(self, special: int) -> None:
+        super().__init__()
+        self.special = special
 
     def forward(self, x: Tensor) -> Tensor:
         h, out = x.new_zeros(x.shape[0], WIDTH), []
         for t in range(x.shape[1]):
-            h = self.step(x[:, t] * 2.0 if t == 7 else x[:, t], h)
+            h = self.step(x[:, t] * 2.0 if t == self.special else x[:, t], h)
             out.append(h)
         return torch.stack(out, 1)
 
 
 def test_a_branch_within_the_lengths_of_validation() -> None:
     """The reason given is the branch, and not that the compiler should be mended."""
-    ours, oracle = linrec.parallelize(build(Eighth)), build(Eighth)
+    ours, oracle = (build(lambda: OneStep(17)) for _ in range(2))
+    linrec.parallelize(ours)
     same(ours, oracle, series(2, 40))
     assert [each.id for each in linrec.report(ours).obstructions] == ["LR011"]
+
+
+def test_a_branch_that_longer_traces_show() -> None:
+    ours, oracle = (build(lambda: OneStep(7)) for _ in range(2))
+    linrec.parallelize(ours)
+    for length in (40, 5, 7, 8, 9, 13, 15, 33, 100):
+        same(ours, oracle, series(2, length))
+    assert_parallel(ours)
 
 
 @pytest.mark.parametrize("model, first", [(Late, 51), (Capped, 51), (Stopping, 51)])
