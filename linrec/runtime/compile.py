@@ -45,8 +45,12 @@ from linrec.runtime.shortruns import Varied, asks_tensors, find_memos, fingerpri
 from linrec.runtime.state import frozen_state
 from linrec.runtime.validate import validate
 
-_LENGTHS = {SHORT: ((SHORT, SHORT + 2), (14, 16)), 4 * SHORT: ((14, 16), (28, 30)), 12 * SHORT: ((48, 50),)}
-"""Which pairs of lengths are traced, one after the other until one shows the step, by where a loop shows first."""
+_LENGTHS = {SHORT: ((SHORT + 1, SHORT + 3), (14, 16)), 4 * SHORT: ((14, 16), (28, 30)), 12 * SHORT: ((48, 50),)}
+"""Which pairs of lengths are traced, one after the other until one shows the step, by where a loop shows first. The first
+and the last step often differ from the others, of which three have to be seen."""
+
+_STRUCTURAL = ("LR003", "LR004", "LR005", "LR006", "LR011", "LR012")
+"""Reasons that hold for every module with the same operators, whatever numbers it has."""
 
 
 @dataclass
@@ -91,12 +95,14 @@ class Options:
         observe: called with the name of each pass and the graph after it.
         lowering: the algorithm to use wherever it applies, "loop" for none; "" for the cheapest.
         shared: plans of this model by fingerprint, so that identical layers share one.
+        refused: why there is none, by fingerprint.
     """
 
     validate: bool = True
     observe: Observer | None = None
     lowering: str = ""
     shared: dict[Hashable, tuple[Plan, Hashable]] = field(default_factory=dict)
+    refused: dict[Hashable, Obstruction] = field(default_factory=dict)
 
 
 def compile_call(
@@ -160,6 +166,8 @@ def _compile(
         plan, state = shared
         same_state = state == frozen_state(module, read_by(module, forward, spec, leaves, axis))
         return replace(_adopt(plan, axis, name, same_state), flags=flags, contiguous=contiguous)
+    if key is not None and key in options.refused:
+        raise Refused(options.refused[key])
     refusal: Refused | None = None
     known = Memos()
     attempts = [*_LENGTHS[axis.shown_at]]
@@ -190,6 +198,8 @@ def _compile(
             options.shared[key] = (plan, frozen_state(module, read_by(module, forward, spec, leaves, axis)))
         return plan
     assert refusal is not None
+    if key is not None and refusal.obstruction.id in _STRUCTURAL and known == Memos():
+        options.refused[key] = refusal.obstruction
     raise refusal
 
 
