@@ -116,11 +116,20 @@ def _functional(node: fx.Node) -> Any:
     into, *others = target._schema.arguments
     if into.alias_info is None or not into.alias_info.is_write or any(a.alias_info for a in others):
         return None
-    functional = getattr(getattr(aten, name[:-1], None), target._overloadname, None)
-    if functional is None or functional._schema.is_mutable:
+    packet = getattr(aten, name[:-1], None)
+    if packet is None or not isinstance(node.args[0], fx.Node):
         return None
-    same = len(functional._schema.arguments) == len(target._schema.arguments)
-    return functional if same and isinstance(node.args[0], fx.Node) else None
+    # The overload of the same name takes other types in a few cases: pow.Scalar raises a number to a tensor.
+    for overload in (target._overloadname, *packet.overloads()):
+        functional = getattr(packet, overload, None)
+        if functional is not None and not functional._schema.is_mutable and _takes(functional) == _takes(target):
+            return functional
+    return None
+
+
+def _takes(target: Any) -> list[tuple[str, str]]:
+    """The names and types of an operator's arguments."""
+    return [(a.name, str(a.type)) for a in target._schema.arguments]
 
 
 def _keeps_dtype(node: fx.Node, functional: Any, known: dict[Any, bool]) -> bool:

@@ -35,6 +35,7 @@ from linrec.capture.functionalize import functionalize
 from linrec.capture.grad_modes import inline_grad_modes
 from linrec.capture.snapshot import PLAIN, Memos, assigned, containers, restore_attributes, snapshot_attributes, touched
 from linrec.capture.source import Assigned, Source
+from linrec.capture.surrogates import open_surrogates
 from linrec.ir import members
 from linrec.ir.held import Place, identity, lookup, places
 from linrec.ir.location import USER_FRAME, is_library, note
@@ -274,6 +275,8 @@ def trace(
                         program = program.run_decompositions({})
                 if mixed:
                     mark_casts(program.graph)
+                else:
+                    open_surrogates(program.graph)
             except Refused:
                 raise
             except Exception as error:

@@ -198,6 +198,7 @@ _EMIT |= {
     "sqrt": _intrinsic("sqrt"),
     "norm": _intrinsic("sqrt"),
     "copy": lambda b, a, _: a[0],
+    "surrogate": lambda b, a, _: a[0],
     "stop": lambda b, a, _: a[0],
     "div": _binary("fdiv"),
     "and": _binary("and"),

@@ -173,6 +173,11 @@ def _sub(g: Expr, a: Sequence[Expr], out: Expr, _: Any) -> Sequence[Expr | None]
     return g, -g
 
 
+@derivative("surrogate")
+def _surrogate(g: Expr, a: Sequence[Expr], out: Expr, _: Any) -> Sequence[Expr | None]:
+    return None, g * a[2], None
+
+
 @derivative("mul")
 def _mul(g: Expr, a: Sequence[Expr], out: Expr, _: Any) -> Sequence[Expr | None]:
     return g * a[1], g * a[0]

@@ -339,6 +339,12 @@ def _where(t: Translator, a: Any) -> Value:
     return Complex(t.map("where", mask, x.re, y.re, dtype=dtype), t.map("where", mask, x.im, y.im, dtype=dtype))
 
 
+@rule("linrec::surrogate")
+def _surrogate(t: Translator, a: Any) -> Value:
+    dtype = a.out.dtype
+    return t.map("surrogate", real(t, a.value, dtype), real(t, a.x, dtype), real(t, a.slope, dtype), dtype=dtype)
+
+
 @rule("masked_fill")
 def _masked_fill(t: Translator, a: Any) -> Value:
     a.condition, a.self, a.other = a.mask, a.value, a.self

@@ -21,6 +21,7 @@ _COSTS |= {
     "elu": 18,
     "copy": 0,
     "stop": 0,
+    "surrogate": 0,
 }
 _COSTS |= dict.fromkeys(
     [

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, fx
 
 from linrec.codegen.axes import Axes, Axis, AxisIndex, Draft, Resplit, Unsupported, View, whole
+from linrec.ops.surrogate import surrogate
 
 Value = Any
 """What a node of the step holds: a View, a Complex, a number, or a list or tuple of values."""
@@ -27,6 +28,9 @@ class Complex:
 
 
 Rule = Callable[["Translator", Any], Value]
+_OPERATORS: dict[Any, Any] = {surrogate: torch.ops.linrec.surrogate.default}
+"""What functions in graphs that run stand for."""
+
 RULES: dict[str, Rule] = {}
 """By name of the operator, without overload. A rule gets its arguments by the names of the operator's schema, and the
 result's fake tensor as ``out``."""
@@ -130,9 +134,9 @@ class Translator:
             return args[0][args[1]]
         if not isinstance(values[node], Tensor) and isinstance(values[node], (int, float, bool)):
             return values[node]
-        schema = getattr(node.target, "_schema", None)
+        schema = getattr(_OPERATORS.get(node.target, node.target), "_schema", None)
         name = schema.name.removeprefix("aten::") if schema is not None else str(node.target)
-        if schema is None or not schema.name.startswith("aten::") or name not in RULES:
+        if schema is None or name not in RULES:
             raise Unsupported(f"the operator '{name}' has no rule")
         bound = {a.name: a.default_value for a in schema.arguments if a.has_default_value()}
         bound |= dict(zip((a.name for a in schema.arguments), args, strict=False))

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import fx
 from torch._decomp import decomposition_table
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
 from linrec.analysis.rules import RULES
 from linrec.analysis.stategraph import dependencies
 from linrec.codegen.translate import RULES as COMPILED
-from linrec.ir.nodes import fake_mode, shape_of, size_expr, value
+from linrec.ir.inline import Unknown, body_of, put_before
+from linrec.ir.nodes import size_expr, value
 from linrec.ir.scan import is_random, scan_nodes, scan_of
 from linrec.passes.base import Pass, PassResult
 
@@ -34,11 +34,6 @@ _MOVES = {
 } & set(decomposition_table)
 """Operators with a kernel of their own whose decomposition has their gradient, as not all of torch's have: that of
 detach lets it through."""
-_RESHAPES = (aten.view.default, aten.reshape.default, aten._unsafe_view.default)
-
-
-class _Unknown(Exception):
-    """A decomposition that does not help."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +77,10 @@ def _write_out(graph: fx.Graph, node: fx.Node, stateful: set[fx.Node]) -> bool:
             return False
         if isinstance(value(node), (tuple, list)) and any(user.target is not operator.getitem for user in node.users):
             return False
-        result = _copied(graph, node, body)
+        results = [value(n) for n in pytree.tree_leaves(body.graph.output_node().args[0])]
+        if [_like(x) for x in pytree.tree_leaves(value(node))] != [_like(x) for x in results]:
+            return False  # another shape or dtype
+        result = put_before(graph, node, body, _tensors(node))
     except Exception:  # whatever torch's tracing has against it: the operator stays as it is
         return False
     if isinstance(result, fx.Node):
@@ -123,7 +121,7 @@ def _traced(graph: fx.Graph, node: fx.Node) -> fx.GraphModule:
     leaves, spec = pytree.tree_flatten((node.args, node.kwargs))
     tensors = _tensors(node)
     if not all(isinstance(value(n), torch.Tensor) for n in tensors):
-        raise _Unknown("a size of its own")
+        raise Unknown("a size of its own")
 
     def run(*values: torch.Tensor) -> Any:
         given = iter(values)
@@ -131,66 +129,7 @@ def _traced(graph: fx.Graph, node: fx.Node) -> fx.GraphModule:
         return node.target(*args, **kwargs)
 
     own = {node.target: decomposition_table[node.target]} if node.target in _MOVES else {}
-    values = [value(n) for n in tensors]
-    with fake_mode(graph, values):
-        traced = make_fx(run, own, tracing_mode="symbolic", _allow_non_fake_inputs=True)(*values)
-    traced.graph.eliminate_dead_code()
-    for inner in traced.graph.nodes:
-        if inner.op == "call_function" and isinstance(value(inner), torch.Tensor):
-            _without_sizes(inner)
-    traced.graph.eliminate_dead_code()
-    return traced
-
-
-def _without_sizes(node: fx.Node) -> None:
-    """A symbolic size in a shape as -1, which says the same where there is one."""
-    if not any(_is_size(x) for x in pytree.tree_leaves((node.args, node.kwargs))):
-        return
-    shape = shape_of(node)
-    symbolic = [d for d, size in enumerate(shape) if not isinstance(size, int)]
-    if node.target in _RESHAPES and len(symbolic) == 1:
-        node.args = (node.args[0], [-1 if d in symbolic else size for d, size in enumerate(shape)])
-        return
-    if node.target is aten.expand.default:
-        before = shape_of(node.args[0])
-        lead = len(shape) - len(before)
-        if all(d >= lead and before[d - lead] == shape[d] for d in symbolic):
-            node.args = (node.args[0], [-1 if d in symbolic else size for d, size in enumerate(shape)])
-            return
-    raise _Unknown("a symbolic size")
-
-
-def _is_size(x: Any) -> bool:
-    return isinstance(x, torch.SymInt) or (isinstance(x, fx.Node) and isinstance(value(x), torch.SymInt))
-
-
-def _copied(graph: fx.Graph, node: fx.Node, body: fx.GraphModule) -> Any:
-    """The parts in front of the operator; what stands for its result."""
-    tensors = iter(_tensors(node))
-    known: dict[fx.Node, fx.Node] = {}
-    made: list[fx.Node] = []
-    result: Any = None
-    try:
-        for inner in body.graph.nodes:
-            if inner.op == "placeholder":
-                known[inner] = next(tensors)
-            elif inner.op == "output":
-                result = pytree.tree_map(known.__getitem__, inner.args[0])
-            elif inner.op == "call_function":
-                with graph.inserting_before(node):
-                    known[inner] = graph.node_copy(inner, known.__getitem__)
-                made.append(known[inner])
-                known[inner].meta = {**node.meta, "val": value(inner)}
-            else:
-                raise _Unknown("a constant of its own")
-        before, after = pytree.tree_leaves(value(node)), [value(n) for n in pytree.tree_leaves(result)]
-        if [_like(x) for x in before] != [_like(x) for x in after]:
-            raise _Unknown("another shape or dtype")
-    except Exception:
-        for new in reversed(made):
-            graph.erase_node(new)
-        raise
-    return result
+    return body_of(run, graph, [value(n) for n in tensors], own)
 
 
 def _like(x: torch.Tensor) -> Any:

@@ -46,8 +46,8 @@ from linrec.runtime.state import frozen_state
 from linrec.runtime.validate import validate
 
 _LENGTHS = {SHORT: ((SHORT + 1, SHORT + 3), (14, 16)), 4 * SHORT: ((14, 16), (28, 30)), 12 * SHORT: ((48, 50),)}
-"""Which pairs of lengths are traced, one after the other until one shows the step, by where a loop shows first. The first
-and the last step often differ from the others, of which three have to be seen."""
+"""Which pairs of lengths are traced, one after the other until one shows the step, by where a loop shows first. The
+first and the last step often differ from the others, of which three have to be seen."""
 
 _STRUCTURAL = ("LR003", "LR004", "LR005", "LR006", "LR011", "LR012")
 """Reasons that hold for every module with the same operators, whatever numbers it has."""
