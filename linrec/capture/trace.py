@@ -185,7 +185,9 @@ class _Flat(nn.Module):
                         marked.append(_Slot(len(flat)))
                         flat.append(leaf)
                     elif isinstance(leaf, torch.SymInt):
-                        raise refuse("LR005", f"{what} holds a number that depends on the batch size.")
+                        # A number of the module's own that forward moves is another at the next call.
+                        kind = "LR005" if what == "the result" else "LR013"
+                        raise refuse(kind, f"{what} holds a number that depends on the batch size.")
                     elif type(leaf) in PLAIN:
                         marked.append(leaf)
                     else:

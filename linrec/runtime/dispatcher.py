@@ -163,7 +163,7 @@ class Dispatcher:
     def _ordinary(self, leaves: list[Any], spec: Any, args: Any, kwargs: Any) -> Any:
         try:
             key = signature(self.module, leaves, spec, self.seen)
-            if self.root and key not in self.looked and (key, _clipped(leaves)) not in self.looked:
+            if self.root and self._unseen(key, leaves):
                 try:
                     self._look(key, spec, leaves)
                 except NotParallelizable:
@@ -179,6 +179,12 @@ class Dispatcher:
         if self.owner:
             return self._dispatch(key, spec, leaves, args, kwargs)
         return self.original(*args, **kwargs)
+
+    def _unseen(self, key: Hashable, leaves: list[Any]) -> bool:
+        """Whether a call like this one was not looked at yet. Where a number of the module moves from call to call, all
+        calls are unlike those before: after many of them nothing new is to be expected."""
+        seen = key in self.looked or (key, _clipped(leaves)) in self.looked
+        return not seen and len(self.looked) < 4 * MAX_SIGNATURES
 
     def _is_brief(self, args: Any) -> bool:
         """Whether a call is too short for any plan to pay, told at a glance: finding its plan would take longer."""
@@ -352,6 +358,12 @@ class Dispatcher:
         return len(found.plans) >= 16
 
     def _compile(self, key: Hashable, spec: Any, leaves: list[Any], found: Compiled | None) -> Compiled | None:
+        if found is None and len(self.compiled) >= MAX_SIGNATURES:
+            text = f"the module was called with more than {MAX_SIGNATURES} combinations of arguments and attributes."
+            found = Compiled(obstructions=[Obstruction("LR014", "", text)])
+            self.note(found.obstructions[0])
+            self._strictly(found)
+            return found
         with self.settings.turns.alone() as free:
             if not free:
                 return found
@@ -362,11 +374,6 @@ class Dispatcher:
     def _compiled(self, key: Hashable, spec: Any, leaves: list[Any], found: Compiled) -> Compiled:
         try:
             problem = unsupported(self.module)
-            if len(self.compiled) >= MAX_SIGNATURES:
-                text = (
-                    f"the module was called with more than {MAX_SIGNATURES} combinations of arguments and attributes."
-                )
-                problem = Obstruction("LR014", "", text)
             plan = None
             obstructions = [problem] if problem else []
             if problem is None:

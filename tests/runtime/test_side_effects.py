@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 import linrec
+from linrec.runtime import dispatcher
 
 D = 3
 COUNTS: collections.Counter[str] = collections.Counter()
@@ -241,3 +242,34 @@ def test_questions_about_memory(name: str) -> None:
     for _ in range(2):
         for each in kinds:
             torch.testing.assert_close(fast(each), forward(each))
+
+
+class Walking(nn.Module):
+    """Masks drawn once, the next ones taken at each call: a number that moves with the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.position = 0
+        self.register_buffer("masks", torch.ones(500, 3, dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        m = self.masks[self.position : self.position + x.shape[0]]  # type: ignore[index]
+        self.position += x.shape[0]
+        h, out = torch.zeros_like(x[:, 0]), []
+        for t in range(x.shape[1]):
+            h = 0.9 * h * m + x[:, t]
+            out.append(h)
+        return torch.stack(out, 1)
+
+
+def test_a_number_that_moves_at_every_call_is_found_out_twice_and_not_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = []
+    monkeypatch.setattr(
+        dispatcher, "compile_call", lambda *args, real=dispatcher.compile_call: compiled.append(0) or real(*args)
+    )
+    model = linrec.parallelize(nn.Sequential(Walking()))
+    for _ in range(120):
+        model(torch.ones(2, 9, 3, dtype=torch.float64))
+    assert len(compiled) <= 2 and model[0].position == 240
+    assert {o.id for o in linrec.report(model).obstructions} == {"LR013"}
+    assert len(model.forward.looked) <= 96
