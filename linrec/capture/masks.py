@@ -1,4 +1,5 @@
-"""Writes into the elements that a mask chooses, as choices between the old and the new for all elements."""
+"""Writes into the elements that a mask chooses, as choices between the old and the new for all elements; writes of one
+number into all elements."""
 
 from __future__ import annotations
 
@@ -12,6 +13,12 @@ from linrec.ir.nodes import emit, shape_of, value
 aten = torch.ops.aten
 
 
+def write_as_choices(graph: fx.Graph) -> None:
+    """Writes that choose what stays, as functions of which the analysis knows what they keep."""
+    masked_writes(graph)
+    filled(graph)
+
+
 def masked_writes(graph: fx.Graph) -> None:
     """``h[m] = 0`` becomes ``where(m, 0, h)``, and ``h[m] = x[m]`` becomes ``where(m, x, h)``."""
     for node in list(graph.nodes):
@@ -22,6 +29,24 @@ def masked_writes(graph: fx.Graph) -> None:
                 new = emit(graph, node, aten.where.self, (_aligned(graph, node, mask), source, node.args[0]), node)
                 node.replace_all_uses_with(new)
                 graph.erase_node(node)
+
+
+def filled(graph: fx.Graph) -> None:
+    """``h[:, 0] = 0`` fills a part of `h`, whatever it was: a new tensor of that size."""
+    for node in list(graph.nodes):
+        if node.target in (aten.fill.Scalar, aten.fill.Tensor):
+            x, new = node.args
+            if isinstance(new, fx.Node):
+                if value(new).dtype != value(x).dtype:
+                    continue
+                zeros = emit(graph, node, aten.zeros_like.default, (x,), node)
+                made = emit(graph, node, aten.add.Tensor, (zeros, new), node)
+            else:
+                made = emit(graph, node, aten.full_like.default, (x, new), node)
+            node.replace_all_uses_with(made)
+            graph.erase_node(node)
+        elif node.target is aten.zero.default:
+            node.target = aten.zeros_like.default
 
 
 def _mask(indices: Any) -> fx.Node | None:

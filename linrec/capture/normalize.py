@@ -14,7 +14,7 @@ from torch import Tensor, fx
 
 from linrec.capture.cells import write_out_cells
 from linrec.capture.equations import without_ellipsis
-from linrec.capture.masks import masked_writes
+from linrec.capture.masks import write_as_choices
 from linrec.ir.nodes import emit, shape_of, size_expr, value
 from linrec.ir.scan import is_random
 
@@ -62,7 +62,7 @@ def normalize(graph_module: fx.GraphModule) -> None:
     graph = graph_module.graph
     _hoist_sizes(graph)
     write_out_cells(graph)
-    masked_writes(graph)
+    write_as_choices(graph)
     for node in list(graph.nodes):
         if node.op == "call_function":
             _simplify(graph, node)

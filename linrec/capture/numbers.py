@@ -80,16 +80,19 @@ class Places:
 
     Attributes:
         start: the first place; stride: the distance between two; count: how many there are.
+        apart: the places before `start` that stand at other distances, where a first step gives more numbers, or fewer.
     """
 
     start: AffineInt
     stride: int
     count: AffineInt
+    apart: tuple[AffineInt, ...] = ()
 
-    def at(self, length: int) -> range:
+    def at(self, length: int) -> list[int]:
         """The places in a run of this length."""
-        first = self.start.at(length)
-        return range(first, first + self.stride * self.count.at(length), self.stride)
+        first, count = self.start.at(length), self.count.at(length)
+        before = [place.at(length) for place in self.apart[:count]]
+        return [*before, *range(first, first + self.stride * (count - len(self.apart)), self.stride)]
 
 
 @dataclass
@@ -134,7 +137,7 @@ class Numbers:
             return None
         values = (tuple(shorter), tuple(longer))
         known = next((k for k, s in enumerate(self.series) if s.values == values and s.dtype is dtype), None)
-        places = self._places(values, count, dtype)
+        places = self._places(values, count, dtype, _APART if known is None else 0)
         if places is None:
             return known
         if known is not None:
@@ -147,21 +150,51 @@ class Numbers:
         return len(self.series) - 1
 
     def _places(
-        self, values: tuple[tuple[Any, ...], ...], count: AffineInt, dtype: torch.dtype | None
+        self, values: tuple[tuple[Any, ...], ...], count: AffineInt, dtype: torch.dtype | None, most_apart: int
     ) -> Places | None:
         """Where numbers stand in both runs, and no others that were found."""
         taken = [{i for s in self.series for p in s.places for i in p.at(length)} for length in self.lengths]
-        longer = values[1]
         streams = [_rounded(s, dtype) for s in self.streams]
-        most = max(len(self.streams[1]) // max(len(longer) - 1, 1), 1)
-        for stride in range(1, most + 1):
-            starts = [_starts(*each, stride) for each in zip(streams, values, taken, strict=True)]
-            pairs = [(abs(b - a), a, b) for a in starts[0] for b in starts[1]]
-            for _, a, b in sorted(pairs):
-                start = affine_through(a, b, *self.lengths)
-                if start is not None:
-                    return Places(start, stride, count)
+        for apart in range(max(min(most_apart, len(values[0]) - 3), 0) + 1):
+            rest = [x[apart:] for x in values]
+            most = max(len(self.streams[1]) // max(len(rest[1]) - 1, 1), 1)
+            for stride in range(1, most + 1):
+                starts = [_starts(*each, stride) for each in zip(streams, rest, taken, strict=True)]
+                pairs = [(abs(b - a), a, b) for a in starts[0] for b in starts[1]]
+                for _, a, b in sorted(pairs):
+                    start = affine_through(a, b, *self.lengths)
+                    before = self._before(streams, values, taken, (a, b), apart, stride)
+                    if start is not None and before is not None:
+                        return Places(start, stride, count, before)
         return None
+
+    def _before(
+        self,
+        streams: Sequence[Sequence[Any]],
+        values: Sequence[Sequence[Any]],
+        taken: Sequence[set[int]],
+        starts: Sequence[int],
+        apart: int,
+        stride: int,
+    ) -> tuple[AffineInt, ...] | None:
+        """Where the first numbers stand, going back from the others: each about as far as those are apart."""
+        found: list[AffineInt] = []
+        for k in reversed(range(apart)):
+            both: set[int] | None = None
+            for s, own, at in zip(streams, taken, starts, strict=True):
+                kind, x = type(s[at]), values[0][k]
+                back = (d for d in range(1, at + 1) if type(s[at - d]) is kind and s[at - d] == x)
+                fits = {d for d in back if at - d not in own}
+                both = fits if both is None else both & fits
+            if not both:
+                return None
+            distance = min(both, key=lambda d: abs(d - stride))
+            starts = [at - distance for at in starts]
+            place = affine_through(starts[0], starts[1], *self.lengths)
+            if place is None:
+                return None
+            found.insert(0, place)
+        return tuple(found)
 
     def input(self, graph: fx.Graph, index: int, which: int) -> fx.Node:
         """The input of a graph that has the numbers of a series, one for each step.
@@ -185,6 +218,9 @@ class Numbers:
         """The series that a graph takes, in the order of its inputs."""
         return [index for owner, index in self._inputs if owner is graph]
 
+
+_APART = 2
+"""How many steps at the beginning may give other numbers than the rest."""
 
 _DTYPES = {int: torch.int64, float: torch.float64, complex: torch.complex128}
 
@@ -400,7 +436,7 @@ class StepNumbers:
     def counted(self, calls: Sequence[Call], length: int) -> Counter[Hashable]:
         """How often each function was called, with which floating-point numbers besides those of the series."""
         names = [name for name, given, _ in calls for _ in given]
-        places = {i for series in self.series for p in series.places for i in _with_unread(p.at(length), names)}
+        places = {i for series in self.series for p in series.places for i in _with_unread(p, length, names)}
         counts: Counter[Hashable] = Counter()
         at = 0
         for name, given, grad in calls:
@@ -412,10 +448,11 @@ class StepNumbers:
         return counts
 
 
-def _with_unread(places: range, names: Sequence[str]) -> Sequence[int]:
+def _with_unread(known: Places, length: int, names: Sequence[str]) -> Sequence[int]:
     """The places, and the one after them where the same function is given one more number: the last step may make
     something that nothing reads."""
-    after = places[-1] + places.step if places else len(names)
+    places = known.at(length)
+    after = places[-1] + known.stride if places else len(names)
     more = after < len(names) and names[after] == names[places[-1]]
     return [*places, after] if more else places
 

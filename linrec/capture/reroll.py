@@ -354,6 +354,9 @@ class _Roll:
         if key[0] == "number":
             assert self.found is not None
             held = self.found.input(graph, key[1], self.which)
+            if shape_of(held)[0] < length:  # nothing reads what the last, partial step makes of its number
+                last = emit(graph, anchor, aten.slice.Tensor, (held, 0, -1), held)
+                held = emit(graph, anchor, aten.cat.default, ([held, last],), held)
             return emit(graph, anchor, numbers, (held, key[2], value(example).device), example)
         kind, base, dim, start, step, width = key
         args = (base, dim, start, step, length) if kind == "select" else (base, dim, start, step, length, width)

@@ -21,6 +21,7 @@ import torch
 import torch._dynamo.config
 import torch.fx.config
 from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensorConverter
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.fx._lazy_graph_module import _use_lazy_graph_module
 from torch.fx.experimental import proxy_tensor
@@ -39,7 +40,7 @@ from linrec.capture.surrogates import open_surrogates
 from linrec.ir import members
 from linrec.ir.held import Place, identity, lookup, places
 from linrec.ir.location import USER_FRAME, is_library, note
-from linrec.ir.nodes import emit
+from linrec.ir.nodes import emit, fake_mode
 from linrec.ir.obstruction import Refused, refuse
 from linrec.ir.results import opened
 from linrec.ops.precision import is_autocast, no_autocast
@@ -290,11 +291,19 @@ def trace(
     found = _as_trace(program, module, out_spec, out_leaves, attributes, flat.results.loose)
     _merge_inputs(found, literals)
     _detach_buffers(found)
+    _forget_tensors(found)
     found.mixed = mixed
     found.decisions = decided
     own = {name for name, key in literals.items() if isinstance(key[-1], bytes)}
     found.sources[:] = [replace(s, literal=s.kind == "constant" and s.name in own) for s in found.sources]
     return found
+
+
+def _forget_tensors(trace: Trace) -> None:
+    """Keep no references to the module's tensors, not even weak ones, which `torch.utils.swap_tensors` minds."""
+    mode = fake_mode(trace.graph_module.graph)
+    if hasattr(mode, "fake_tensor_converter"):
+        mode.fake_tensor_converter = FakeTensorConverter()
 
 
 def _detach_buffers(trace: Trace) -> None:

@@ -302,3 +302,52 @@ def test_a_matrix_of_numbers(dtype: torch.dtype) -> None:
     for length in (17, 40, 9):
         same(model, oracle, series(2, length, dtype=dtype), tolerance=1e-8 if dtype is torch.float64 else 1e-4)
     assert linrec.report(model).parallel
+
+
+class Grown(nn.Module):
+    """A first step that gives fewer numbers than the others: there is nothing to join its result to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Parameter(torch.linspace(0.3, 0.9, WIDTH, dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, out = torch.zeros_like(x[:, 0]), None
+        for t in range(x.shape[1]):
+            h = 0.5 * (0.8**t * h + 0.3 / 1.1**t) + self.a * h * 0.9**t + x[:, t]
+            out = h.unsqueeze(1) if out is None else torch.cat([out, h.unsqueeze(1)], 1)
+        return out  # type: ignore[return-value]
+
+
+def test_a_first_step_that_gives_fewer_numbers() -> None:
+    model, oracle = linrec.parallelize(Grown()), Grown()
+    for batch, length in ((2, 20), (3, 9), (2, 33)):
+        same(model, oracle, series(batch, length))
+    report = linrec.report(model)
+    assert [r.parallel for r in report.recurrences] == [True] and not report.obstructions
+
+
+class Unread(nn.Module):
+    """States as they were before each update: nothing reads the last one, nor its number."""
+
+    def __init__(self, linear: bool) -> None:
+        super().__init__()
+        self.linear = linear
+        self.a = nn.Parameter(torch.linspace(0.3, 0.9, WIDTH, dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, s, out = torch.ones_like(x[:, 0]), torch.zeros_like(x[:, 0]), []
+        for t in range(x.shape[1]):
+            out.append(h)
+            s = s + x[:, t] * 0.9**t
+            h = self.a * (h / (t + 1.5)) + (h if self.linear else torch.tanh(h)) * 0.3 + s / (1 - 0.9 ** (t + 1))
+        return torch.stack(out, 1)
+
+
+@pytest.mark.parametrize("linear", [True, False])
+def test_numbers_of_a_last_step_that_nothing_reads(linear: bool) -> None:
+    model, oracle = linrec.parallelize(Unread(linear)), Unread(linear)
+    for batch, length in ((2, 20), (3, 9), (2, 33)):
+        same(model, oracle, series(batch, length))
+    report = linrec.report(model)
+    assert not report.obstructions and all(r.parallel for r in report.recurrences) == linear
