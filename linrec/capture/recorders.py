@@ -26,7 +26,8 @@ class Record:
     """What a recorded run did.
 
     Attributes:
-        events: one entry per operator, in order: name, plain arguments and, for tensors, where they came from.
+        events: one entry per operator, in order: name, plain arguments, for tensors where they came from, and what kind
+            of tensors it returned.
         own: for each module, the largest number of operators and child calls that one call of it ran itself.
         result: the pytree structure and, per leaf of the result, where it came from.
         calls: how often each torch function was called (with its floating-point arguments, and in which gradient mode).
@@ -99,9 +100,11 @@ class Recorder(TorchDispatchMode):
         inputs = tuple(self.label(x) if isinstance(x, Tensor) else repr(x) for x in leaves)
         floats = tuple(x for x in leaves if type(x) is float)
         out = func(*args, **kwargs)
-        self.record.events.append((str(func), floats, inputs))
+        results = pytree.tree_leaves(out)
+        kinds = tuple((x.dtype, x.device) for x in results if isinstance(x, Tensor))
+        self.record.events.append((str(func), floats, inputs, kinds))
         number = len(self.record.events)
-        for k, leaf in enumerate(pytree.tree_leaves(out)):
+        for k, leaf in enumerate(results):
             if isinstance(leaf, Tensor):
                 self.labels[place(leaf)] = (number, k)
                 self.alive.append(leaf)

@@ -56,7 +56,7 @@ def fingerprint(
     parts += [torch.is_grad_enabled(), autocast_state()]
     short = [x for x in resize(leaves, axis.dims, SHORT) if isinstance(x, Tensor)]
     for x, free in zip(short, free_dims(leaves, axis, varied), strict=True):
-        parts.append(tuple(None if d in free else size for d, size in enumerate(x.shape)))
+        parts.append((x.dtype, x.device, *(None if d in free else size for d, size in enumerate(x.shape))))
     for length in (SHORT, SHORT + 2):
         try:
             found = record(module, forward, spec, resize(leaves, axis.dims, length))

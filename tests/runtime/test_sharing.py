@@ -118,3 +118,52 @@ def test_a_frozen_layer(one: int) -> None:
         return Stack(shared, Gated().requires_grad_(False), shared)
 
     exports_of(stack)
+
+
+def running(x: Tensor) -> Tensor:
+    h, out = torch.zeros_like(x[:, 0]), []
+    for t in range(x.shape[1]):
+        h = h + x[:, t]
+        out.append(h / 2 if x.dtype is torch.bfloat16 else h)
+    return torch.stack(out, 1)
+
+
+def into_a_buffer(x: Tensor) -> Tensor:
+    h, out = torch.zeros_like(x[:, 0]), torch.zeros(x.shape)
+    for t in range(x.shape[1]):
+        h = 0.5 * h + x[:, t]
+        out[:, t] = h
+    return out
+
+
+def made_anew(x: Tensor) -> Tensor:
+    h, out = torch.zeros(x.shape[0], x.shape[2]), []
+    for t in range(x.shape[1]):
+        h = 0.5 * h + x[:, t]
+        out.append(h)
+    return torch.stack(out, 1)
+
+
+@pytest.mark.parametrize("function", [running, into_a_buffer, made_anew])
+def test_plans_are_not_shared_between_dtypes(function: Any) -> None:
+    """The operators are the same, whatever they compute with."""
+    kinds = [torch.int64, torch.uint8, torch.float32, torch.bfloat16, torch.float64]
+    x = (4 * torch.randn(2, 24, 3)).abs()
+    for first in kinds:
+        model = linrec.parallelize(lambda x: function(x), when="always")
+        model(x.to(first))
+        for kind in kinds:
+            got, expected = model(x.to(kind)), function(x.to(kind))
+            assert got.dtype is expected.dtype
+            torch.testing.assert_close(got, expected)
+
+
+def test_plans_are_not_shared_between_default_dtypes() -> None:
+    model = linrec.parallelize(lambda x: made_anew(x), when="always")
+    x = torch.randn(2, 24, 3)
+    for kind in (torch.float32, torch.float64, torch.float32):
+        torch.set_default_dtype(kind)
+        try:
+            assert model(x).dtype is made_anew(x).dtype is kind
+        finally:
+            torch.set_default_dtype(torch.float32)
