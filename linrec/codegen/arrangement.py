@@ -236,21 +236,31 @@ def _repeat(t: Translator, a: Any) -> Value:
 @rule("pad", "constant_pad_nd")
 def _pad(t: Translator, a: Any) -> Value:
     mode, fill = getattr(a, "mode", "constant"), a.value
-    if mode != "constant" or (fill is not None and fill != 0):
-        raise Unsupported("a mode other than zeros")
+    if mode != "constant":
+        raise Unsupported("a mode other than a constant")
     x = a.self
     for k in range(len(a.pad) // 2):
         before, after = number(a.pad[2 * k]), number(a.pad[2 * k + 1])
         if before < 0 or after < 0:
             raise Unsupported("a negative width")
         if before or after:
-            x = _padded(t, x, rank(x) - 1 - k, before, after)
+            x = _padded(t, x, rank(x) - 1 - k, before, after, fill or 0)
     return x
 
 
-def _padded(t: Translator, x: Value, dim: int, before: int, after: int) -> Value:
+def _padded(t: Translator, x: Value, dim: int, before: int, after: int, fill: Any) -> Value:
     size = before + _size(x, dim) + after
-    return each_part(x, lambda v: t.join([v], dim, size, [before], v.dtype))
+    if fill == 0:
+        return each_part(x, lambda v: t.join([v], dim, size, [before], v.dtype))
+    if isinstance(x, Complex):
+        raise Unsupported("a complex tensor with something other than zeros around it")
+    pieces, starts = [x], [before]
+    for width, start in ((before, 0), (after, size - after)):
+        if width:
+            shape = [width if d == dim else _size(x, d) for d in range(rank(x))]
+            pieces.append(t.expand(real(t, fill, x.dtype), shape))
+            starts.append(start)
+    return t.join(pieces, dim, size, starts, x.dtype)
 
 
 @rule("select_scatter", "slice_scatter")

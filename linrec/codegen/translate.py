@@ -47,6 +47,20 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
     return add
 
 
+def has_rule(target: Any) -> bool:
+    """Whether an operator can be translated, as far as its name says."""
+    return target is operator.getitem or _name(target) in RULES
+
+
+def _name(target: Any) -> str:
+    schema = _schema(target)
+    return str(schema.name.removeprefix("aten::")) if schema is not None else str(target)
+
+
+def _schema(target: Any) -> Any:
+    return getattr(_OPERATORS.get(target, target), "_schema", None)
+
+
 @dataclass
 class Drafts:
     """A translated step: its inputs and outputs as views, with axes in classes.
@@ -134,10 +148,10 @@ class Translator:
             return args[0][args[1]]
         if not isinstance(values[node], Tensor) and isinstance(values[node], (int, float, bool)):
             return values[node]
-        schema = getattr(_OPERATORS.get(node.target, node.target), "_schema", None)
-        name = schema.name.removeprefix("aten::") if schema is not None else str(node.target)
-        if schema is None or name not in RULES:
-            raise Unsupported(f"the operator '{name}' has no rule")
+        schema = _schema(node.target)
+        if schema is None or not has_rule(node.target):
+            raise Unsupported(f"the operator '{_name(node.target)}' has no rule")
+        name = _name(node.target)
         bound = {a.name: a.default_value for a in schema.arguments if a.has_default_value()}
         bound |= dict(zip((a.name for a in schema.arguments), args, strict=False))
         bound |= kwargs

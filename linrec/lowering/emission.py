@@ -63,25 +63,28 @@ class Emitter:
             raise NoRule("a coefficient that depends on a symbolic size")
         masks = term.of_kind("mask", "unmask")
         factors = [f for f in term.factors if f not in masks]
-        bound = {i for f in factors for i in f.indices()} - set(order)
+        bound = {i for f in term.factors for i in f.indices()} - set(order)
+        inner = [m for m in masks if bound.intersection(m.indices())]  # under a sum
+        masks = [m for m in masks if m not in inner]
         node: fx.Node | None = None
         if bound:
-            node = self._contract(factors, order)
+            node = self._contract(factors, inner, order, term.coefficient if inner else 1)
         else:
             for factor in factors:
                 spread = self._spread(self._split(factor), order)
                 node = spread if node is None else self._emit(aten.mul.Tensor, node, spread)
         if node is None:
             node = self._full(term.coefficient, len(order))
-        elif term.coefficient != 1:
+        elif term.coefficient != 1 and not inner:
             node = self._emit(aten.mul.Tensor, node, term.coefficient)
         for mask in masks:
-            condition = self._spread(self._split(mask), order)
-            if mask.atom.kind == "mask":
-                node = self._emit(aten.where.ScalarOther, condition, node, 0)
-            else:
-                node = self._emit(aten.where.ScalarSelf, condition, 0, node)
+            node = self._masked(mask, self._spread(self._split(mask), order), node)
         return node
+
+    def _masked(self, mask: Factor, condition: fx.Node, node: fx.Node) -> fx.Node:
+        if mask.atom.kind == "mask":
+            return self._emit(aten.where.ScalarOther, condition, node, 0)
+        return self._emit(aten.where.ScalarSelf, condition, 0, node)
 
     def _full(self, number: Any, rank: int) -> fx.Node:
         val = value(self.like)
@@ -152,8 +155,18 @@ class Emitter:
                 node = self._emit(aten.unsqueeze.default, node, d + 1)
         return node
 
-    def _contract(self, factors: list[Factor], order: list[Index]) -> fx.Node:
+    def _contract(self, factors: list[Factor], masks: list[Factor], order: list[Index], number: Any) -> fx.Node:
         splits = [self._split(f) for f in factors]
+        for mask in masks:
+            condition, indices = self._split(mask)
+            k = next((k for k, (_, own) in enumerate(splits) if set(indices) <= set(own)), None)
+            if k is None:
+                # An infinite number is masked, too.
+                splits.append((self._masked(mask, condition, self._full(number, len(indices))), indices))
+                number = 1
+            else:
+                node, own = splits[k]
+                splits[k] = self._masked(mask, self._spread((condition, indices), own), node), own
         names: dict[Index, str] = {}
         letters = iter("abcdefghijklmnopqrsuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
         inputs, nodes = [], []
@@ -172,7 +185,8 @@ class Emitter:
         dtype = functools.reduce(torch.promote_types, (value(node).dtype for node in nodes))
         nodes = [n if value(n).dtype == dtype else self._emit(aten._to_copy.default, n, dtype=dtype) for n in nodes]
         equation = ",".join(inputs) + "->t" + "".join(names[i] for i in present)
-        return self._spread((self._emit(aten.einsum.default, equation, nodes), present), order)
+        node = self._emit(aten.einsum.default, equation, nodes)
+        return self._spread((node if number == 1 else self._emit(aten.mul.Tensor, node, number), present), order)
 
     def size(self, index: Index) -> Any:
         """The size of an index, as an int or a node of the outer graph."""

@@ -79,23 +79,32 @@ class AffineProgram:
             state = state.reshape(
                 state.shape[0], *_split_sizes(state.shape[1:-1], term.source_labels, sizes), state.shape[-1]
             )
-        seen = set(read).union(*term.labels) if term.labels else set(read)
+        factors = [(operands[k], labels) for k, labels in zip(term.operands, term.labels, strict=True)]
+        seen = set(read).union(*term.labels)
+        own = {c for labels in term.target_labels for c in labels if c in seen}
+        masks = []
+        for k, labels, keep in term.masks:
+            if set(labels) <= own:
+                masks.append((operands[k], labels, keep))
+            elif set(labels) <= set(read):  # of what is summed over
+                state = _masked(_aligned(operands[k], labels, read), state, keep)
+            else:
+                factors.append((_masked(operands[k], state.new_ones(()), keep), labels))
+                seen |= set(labels)
         written = "".join(c for labels in term.target_labels for c in labels if c in seen)
-        if read == written and all(set(labels) <= set(written) for labels in term.labels):
+        if read == written and all(set(labels) <= set(written) for _, labels in factors):
             value = state
-            for k, labels in zip(term.operands, term.labels, strict=True):
-                value = value * _aligned(operands[k], labels, written)
-        elif not term.operands:
+            for factor, labels in factors:
+                value = value * _aligned(factor, labels, written)
+        elif not factors:
             value = torch.einsum(f"Y{read}Z->Y{written}Z", state)
         else:
-            inputs = ",".join(f"Y{labels}" for labels in term.labels)
-            value = contract(f"Y{read}Z,{inputs}->Y{written}Z", state, *(operands[k] for k in term.operands))
+            inputs = ",".join(f"Y{labels}" for _, labels in factors)
+            value = contract(f"Y{read}Z,{inputs}->Y{written}Z", state, *(factor for factor, _ in factors))
         if term.coefficient != 1:
             value = value * term.coefficient
-        for k, labels, keep in term.masks:
-            mask = _aligned(operands[k], labels, written)
-            zero = value.new_zeros(())
-            value = torch.where(mask, value, zero) if keep else torch.where(mask, zero, value)
+        for mask, labels, keep in masks:
+            value = _masked(_aligned(mask, labels, written), value, keep)
         return _merged(value, term.target_labels, seen, sizes)
 
     def basis(self, states: Sequence[Tensor]) -> list[Tensor]:
@@ -135,6 +144,11 @@ class AffineProgram:
         lead = [state.shape[1 + d] for d in coupled]
         volume = math.prod(state.shape[1 + d] for d in mixed)
         return moved.reshape(*lead, volume, -1)
+
+
+def _masked(mask: Tensor, value: Tensor, keep: bool) -> Tensor:
+    zero = value.new_zeros(())
+    return torch.where(mask, value, zero) if keep else torch.where(mask, zero, value)
 
 
 def _spread(rows: Tensor, flat: Tensor, like: Tensor, lanes: tuple[int, ...], mixed: tuple[int, ...]) -> Tensor:

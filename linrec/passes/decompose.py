@@ -36,6 +36,35 @@ _MOVES = {
 detach lets it through."""
 
 
+def _solve_triangular(
+    a: torch.Tensor, b: torch.Tensor, *, upper: bool, left: bool = True, unitriangular: bool = False
+) -> torch.Tensor:
+    """The matrix is what the triangle says."""
+    kept = torch.triu(a, int(unitriangular)) if upper else torch.tril(a, -int(unitriangular))
+    if unitriangular:
+        kept = kept + torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
+    inverse = torch.linalg.inv(kept)
+    return _times(inverse, b) if left else b @ inverse
+
+
+def _cholesky_solve(b: torch.Tensor, a: torch.Tensor, upper: bool = False) -> torch.Tensor:
+    # Values are of the triangle, and so is a factor; its gradient is not, which what made it sees to.
+    factor = a + ((torch.triu(a) if upper else torch.tril(a)) - a).detach()
+    return _times(torch.linalg.inv(factor.mH @ factor if upper else factor @ factor.mH), b)
+
+
+def _times(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """The product, by one matrix for a batch as a product with that matrix on the right."""
+    return (b.mT @ a.mT).mT if a.dim() == 2 else a @ b
+
+
+_SOLVES: dict[Any, Any] = {
+    aten.linalg_solve_triangular.default: _solve_triangular,
+    aten.cholesky_solve.default: _cholesky_solve,
+}
+"""Solutions of systems whose matrix is given in another way."""
+
+
 @dataclass(frozen=True)
 class Decompose(Pass):
     """The parts of composed operators that read a state.
@@ -67,7 +96,11 @@ def _is_composed(node: fx.Node) -> bool:
     target = node.target
     if target in RULES or not isinstance(target, torch._ops.OpOverload) or is_random(node):
         return False
-    return target in _MOVES or target._can_decompose()
+    return _has_own(target) or target._can_decompose()
+
+
+def _has_own(target: Any) -> bool:
+    return target in _MOVES or target in _SOLVES
 
 
 def _write_out(graph: fx.Graph, node: fx.Node, stateful: set[fx.Node]) -> bool:
@@ -128,7 +161,7 @@ def _traced(graph: fx.Graph, node: fx.Node) -> fx.GraphModule:
         args, kwargs = pytree.tree_unflatten([next(given) if isinstance(x, fx.Node) else x for x in leaves], spec)
         return node.target(*args, **kwargs)
 
-    own = {node.target: decomposition_table[node.target]} if node.target in _MOVES else {}
+    own = {node.target: _SOLVES.get(node.target) or decomposition_table[node.target]} if _has_own(node.target) else {}
     return body_of(run, graph, [value(n) for n in tensors], own)
 
 

@@ -14,6 +14,7 @@ from torch import fx, nn
 
 from linrec.analysis.stategraph import components
 from linrec.codegen import CompiledScan, supported
+from linrec.codegen.translate import has_rule
 from linrec.ir.extension import REGISTERED
 from linrec.ir.names import operator_name
 from linrec.ir.nodes import emit, shape_of, value
@@ -53,7 +54,7 @@ _HEAVY = frozenset((
     "autograd_function",
 ))
 # fmt: on
-"""Operators that are heavy whatever they read."""
+"""Operators that are heavy whatever they read, as those are that no kernel knows."""
 
 # fmt: off
 _COSTLY = frozenset((
@@ -212,7 +213,7 @@ class _Outliner:
                 return False
             return any(n not in self.moving for n in node.all_input_nodes if isinstance(value(n), torch.Tensor))
         name = getattr(node.target, "__name__", "").partition(".")[0]
-        return name in _HEAVY
+        return name in _HEAVY or not has_rule(node.target)
 
     def _parts(self) -> tuple[list[fx.Node], list[fx.Node], list[fx.Node]] | None:
         """The nodes before, inside and after the loop; None where a heavy operator lies between two recurrences."""

@@ -18,7 +18,7 @@ from linrec.capture.discover import SHORT, TimeAxis, find_time
 from linrec.capture.generalize import generalize
 from linrec.capture.normalize import normalize
 from linrec.capture.numbers import Numbers, StepNumbers, differ, expose
-from linrec.capture.probe import count_calls, resize
+from linrec.capture.probe import resize
 from linrec.capture.questions import questions
 from linrec.capture.reroll import reroll
 from linrec.capture.scalars import numbers_as_tensors
@@ -41,7 +41,7 @@ from linrec.passes.base import Observer
 from linrec.runtime.guards import guards_of
 from linrec.runtime.initial import keep_initial_states
 from linrec.runtime.plan import Plan, TimeDim, gradient_flags
-from linrec.runtime.shortruns import Varied, asks_tensors, find_memos, fingerprint, free_dims, read_by
+from linrec.runtime.shortruns import Varied, asks_tensors, counted, find_memos, fingerprint, free_dims, read_by
 from linrec.runtime.state import frozen_state
 from linrec.runtime.validate import validate
 
@@ -274,7 +274,7 @@ def _at_lengths(
 
     def numbers() -> Numbers:
         sized = [resize(leaves, axis.dims, length) for length in lengths]
-        return Numbers(lengths, [count_calls(module, forward, spec, x, True).log for x in sized])
+        return Numbers(lengths, [counted(module, forward, spec, x, True).log for x in sized])
 
     found = numbers() if differ(*traces) else None
     again = [t.copy() for t in traces] if found is None and changing else []
@@ -415,7 +415,7 @@ def _short(leaves: Sequence[Any], axis: TimeAxis, length: int) -> list[Any]:
 
 
 def _asked(module: nn.Module, forward: Any, spec: Any, leaves: Sequence[Any], axis: TimeAxis, length: int) -> Asked:
-    return count_calls(module, forward, spec, _short(leaves, axis, length)).decisions
+    return counted(module, forward, spec, _short(leaves, axis, length)).decisions
 
 
 def _trace(

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from linrec.capture.discover import SHORT, TimeAxis
-from linrec.capture.probe import attribute_reads, calls_of, record, resize, undone
-from linrec.capture.recorders import READS_REQUIRES_GRAD
+from linrec.capture.probe import attribute_reads, calls_of, count_calls, record, resize, undone
+from linrec.capture.recorders import READS_REQUIRES_GRAD, Record
 from linrec.capture.snapshot import Memos, memos, snapshot_attributes
+from linrec.capture.trace import raised_at
 from linrec.ir import members
 from linrec.ir.held import held, named_attributes
 from linrec.ir.obstruction import refuse
@@ -144,3 +145,12 @@ def find_memos(module: nn.Module, forward: Any, spec: Any, leaves: Sequence[Any]
         except Exception:  # the user's, at a length that the model does not take
             return Memos()
         return memos(before, first)
+
+
+def counted(module: nn.Module, forward: Any, spec: Any, leaves: Sequence[Any], log: bool = False) -> Record:
+    """A run at a length of ours, which the model may not take."""
+    try:
+        return count_calls(module, forward, spec, leaves, log)
+    except Exception as error:
+        text = f"forward raises {type(error).__name__} with another number of steps: {error}"
+        raise refuse("LR002", text, raised_at(error)) from None
