@@ -214,13 +214,26 @@ def attribute_reads(module: nn.Module) -> Iterator[set[str]]:
 
 
 def resize(leaves: Sequence[Any], dims: Dims, length: int, batch: int | None = None) -> list[Any]:
-    """The leaves with every growing dimension cut, or wrapped around, to `length` (plus its offset)."""
+    """The leaves with every growing dimension cut, or wrapped around, to `length` (plus its offset). Where integers can
+    be numbers of steps or positions among them, as the lengths of padded sequences, they are made to fit."""
     out = list(leaves)
+    full = length
     for leaf, sizes in dims.items():
         for dim, offset in sizes.items():
+            full = out[leaf].shape[dim] - offset
             index = torch.arange(length + offset, device=out[leaf].device) % out[leaf].shape[dim]
             out[leaf] = out[leaf].detach().index_select(dim, index)
-    return [x.detach().clone() if isinstance(x, Tensor) else x for x in out]
+    return [_fitting(x.detach().clone(), length, full) if isinstance(x, Tensor) else x for x in out]
+
+
+def _fitting(x: Tensor, length: int, full: int) -> Tensor:
+    """Integers up to a number of steps, made smaller where there are fewer: the last step stays the last."""
+    if length < full and x.dtype in (torch.int64, torch.int32) and x.numel():
+        least, most = x.min(), x.max()
+        if least >= 0 and length <= most <= full:
+            less = x - (full - length)
+            return torch.where(less >= 1, less, x.clamp(max=1))
+    return x
 
 
 def calls_of(forward: Any, spec: Any, leaves: Sequence[Any]) -> Counter[Hashable]:
