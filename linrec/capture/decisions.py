@@ -18,6 +18,9 @@ Asked = Sequence[tuple[bool, str]]
 """How the branches of a run went, in order, and which lines asked."""
 
 
+_APART = 2
+"""In how many first steps a branch may go another way than in the others."""
+
 _COMPARISONS: dict[str, Callable[..., Tensor]] = {
     "equal": lambda a, b: (a == b).all(),
     "allclose": lambda a, b, *rest, **given: torch.isclose(a, b, *rest, **given).all(),
@@ -48,10 +51,11 @@ class Decision:
 
     Attributes:
         condition: what holds the condition: a tensor, or its `Slot`; for all steps in the order in which they asked.
-        outcome: how it went.
+        outcome: how it went; in a step, how in all steps but the first ones.
         lines: which lines asked, the user's first.
         index: which of those that the same lines ask it is.
         period: how many the same lines ask in one step; 0 around the loop.
+        before: how it went in the first steps, where that was otherwise: a state that is still zero.
     """
 
     condition: Any
@@ -59,6 +63,12 @@ class Decision:
     lines: str
     index: int = 0
     period: int = 0
+    before: tuple[bool, ...] = ()
+
+    @property
+    def way(self) -> tuple[bool, tuple[bool, ...]]:
+        """How it went, in the first steps and in the others."""
+        return self.outcome, self.before
 
     @property
     def location(self) -> str:
@@ -74,7 +84,15 @@ class Decision:
         """Whether it goes as it did."""
         if not self.period:
             return bool(condition) is self.outcome
-        return bool(condition.all()) if self.outcome else not bool(condition.any())
+        rest = condition[len(self.before) :]
+        if condition[: len(self.before)].tolist() != list(self.before):
+            return False
+        return bool(rest.all()) if self.outcome else not bool(rest.any())
+
+    def expects(self, asked: int) -> bool:
+        """How it should go where the same lines were asked so many times before."""
+        step = asked // self.period if self.period else 0
+        return self.before[step] if step < len(self.before) else self.outcome
 
 
 def per_step(shorter: Asked, longer: Asked, growth: int) -> dict[str, int]:
@@ -113,10 +131,13 @@ def _together(group: list[Decision]) -> Decision:
     first = group[0]
     if not first.period:
         return first
-    if len({d.outcome for d in group}) > 1 or any(d.condition.numel() != 1 for d in group):
+    ways = [d.outcome for d in group]
+    apart = next((k for k in range(len(ways)) if len(set(ways[k:])) == 1), 0)
+    if apart > min(_APART, len(ways) - 2) or any(d.condition.numel() != 1 for d in group):
         raise refuse("LR015", "A step branches on a tensor.", first.location)
     conditions = [d.condition if d.condition.dtype is torch.bool else d.condition != 0 for d in group]
-    return replace(first, condition=torch.stack([c.reshape(()) for c in conditions]))
+    whole = torch.stack([c.reshape(()) for c in conditions])
+    return replace(first, condition=whole, outcome=ways[-1], before=tuple(ways[:apart]))
 
 
 def first_otherwise(decisions: Sequence[Decision], asked: Asked) -> Decision | None:
@@ -127,8 +148,8 @@ def first_otherwise(decisions: Sequence[Decision], asked: Asked) -> Decision | N
     for outcome, lines in asked:
         period = periods.get(lines, 0)
         decision = known.get((lines, seen[lines] % period if period else seen[lines]))
-        seen[lines] += 1
-        if decision is None or decision.outcome is not outcome:
+        if decision is None or decision.expects(seen[lines]) is not outcome:
             return decision or decisions[-1]
+        seen[lines] += 1
     missing = [d for d in decisions if d.index >= seen[d.lines]]
     return missing[0] if missing else None

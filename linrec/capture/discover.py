@@ -175,7 +175,7 @@ def _axis(
             continue
         grown = _owners(*records)
         break
-    if grown is None:
+    if not grown:
         failures += missing[:1]
     if grown:
         tensors = tuple(i for i, x in enumerate(leaves) if isinstance(x, Tensor))

@@ -409,11 +409,12 @@ def _export_failure(error: BaseException) -> Refused:
         "GuardOnDataDependentSymNode",
         "DataDependentOutputException",
     )
-    return refuse(
-        "LR015" if guard or "_local_scalar_dense" in text else "LR002",
-        f"{type(error).__name__}: {first}",
-        raised_at(error),
-    )
+    if guard:
+        said = "forward goes by the numbers in a tensor, as a number of steps that is taken from one."
+        hint = "Take the number of steps from a shape, x.shape[1], and let a mask keep states that have ended."
+        return refuse("LR015", said, raised_at(error), hint)
+    kind = "LR015" if "_local_scalar_dense" in text else "LR002"
+    return refuse(kind, f"{type(error).__name__}: {first}", raised_at(error))
 
 
 def raised_at(error: BaseException) -> str:

@@ -301,7 +301,7 @@ def _rewritten(
     shorter, longer = traces
     dense = _dense_results(longer)
     looped = (_operators(longer.graph_module) - _operators(shorter.graph_module)) / (longer.length - shorter.length)
-    if [d.outcome for d in shorter.decisions] != [d.outcome for d in longer.decisions]:
+    if [d.way for d in shorter.decisions] != [d.way for d in longer.decisions]:
         where = longer.decisions[-1].location if longer.decisions else shorter.decisions[-1].location
         text = "A step branches on a tensor, or forward does so in another way at another length."
         raise refuse("LR015", text, where)

@@ -343,3 +343,35 @@ def test_writes_by_a_mask(step: Callable[[Tensor, Tensor], Tensor]) -> None:
     for batch, length in ((2, 17), (3, 40), (2, 9)):
         same(model, oracle, series(batch, length))
     assert linrec.report(model).parallel, linrec.report(model)
+
+
+class Started(nn.Module):
+    """As in xlstm's sLSTM: what a state is compared with, it does not have in the first step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Parameter(torch.linspace(0.3, 0.9, WIDTH, dtype=torch.float64))
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        out = []
+        for t in range(x.shape[1]):
+            h = x[:, t] if torch.all(h == 0.0) else torch.maximum(h - self.a, x[:, t])
+            out.append(h)
+        return torch.stack(out, 1)
+
+
+def test_a_branch_that_goes_otherwise_in_the_first_step() -> None:
+    oracle = Started()
+    model: Any = linrec.parallelize(copy.deepcopy(oracle))
+    zero, started = torch.zeros(2, WIDTH, dtype=torch.float64), torch.ones(2, WIDTH, dtype=torch.float64)
+    for length in (20, 9, 33):
+        same(model, oracle, series(2, length), zero)
+    assert [r.parallel for r in linrec.report(model).recurrences] == [True]
+    with pytest.warns(UserWarning, match="goes otherwise"):
+        same(model, oracle, series(2, 20), started)
+    late = series(2, 20)
+    late[:, :3] = 0.0
+    same(model, oracle, late, zero)
+    late[:, 10:12] = -1e9
+    same(model, oracle, late, zero)
+    same(model, oracle, series(2, 20), zero)

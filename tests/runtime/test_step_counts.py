@@ -123,7 +123,7 @@ def test_numbers_in_a_tensor() -> None:
     fast = linrec.parallelize(forward)
     torch.testing.assert_close(fast(x, lengths), forward(x, lengths))
     (problem,) = linrec.report(fast).obstructions
-    assert problem.id == "LR005"
+    assert problem.id == "LR015"
     assert problem.location.startswith("test_step_counts.py:")
-    with pytest.raises(linrec.NotParallelizable, match="LR005"):
+    with pytest.raises(linrec.NotParallelizable, match="LR015"):
         linrec.parallelize(forward, strict=True)(x, lengths)
