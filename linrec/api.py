@@ -281,6 +281,7 @@ def report(model: Any) -> Report:
     """
     result = Report()
     for dispatcher in _dispatchers(_module_of(model)):
+        result.called |= bool(dispatcher.looked)
         if dispatcher.owner:
             result.modules.append(dispatcher.name)
         for compiled in dispatcher.compiled.values():

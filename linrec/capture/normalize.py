@@ -360,7 +360,8 @@ def _forward_store(graph: fx.Graph, node: fx.Node) -> None:
             _replace(node, base.args[0])
             return
         break
-    if moved:
+    shifted = base.target is aten.slice.Tensor and _dim(base, 1) == dim  # the part of a queue that moves up
+    if moved and not shifted:
         node.args = (base, dim, index) if node.target is aten.select.int else (base, dim, index, index + 1)
 
 

@@ -12,7 +12,9 @@ from torch import fx
 from linrec.ir.location import Place, places, user_frame
 from linrec.ir.source import assigned_name, expression, kept_as, variable
 
-_ASSIGNMENT = re.compile(r"^\s*(?:self\.)?([A-Za-z_]\w*)\s*(?::[^=]+)?(?:[-+*/@]?=)(?!=)")
+_ASSIGNMENT = re.compile(
+    r"^\s*(?:(?:else|try|finally)\s*:\s*)?(?:self\.)?([A-Za-z_]\w*)\s*(?::[^=]+)?(?:[-+*/@]?=)(?!=)"
+)
 
 _PROVISIONAL = re.compile(r"(^|_)(new|next|updated)(_|$)")
 

@@ -114,7 +114,7 @@ class Lower(Pass):
         try:
             solved = _solve(recurrence, lowering, site)
             formed = [i for i in taken if i >= view.scan.carries and view.results[i] not in site.read]
-            read_inside = any(view.results[i] not in view.updates for i in formed)
+            read_inside = any(view.results[i] not in view.updates or view.results[i] in view.carries for i in formed)
             parts = zip(view.carries, view.updates, view.initial, solved, strict=True)
             for carry, update, initial, (states, _) in parts:
                 if states is not None and update.op != "placeholder":

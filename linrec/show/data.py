@@ -20,16 +20,23 @@ class Findings:
         recurrences: one entry for each component of each loop, those that stay sequential included.
         obstructions: reasons why whole modules were left as they are.
         modules: names of the modules that own a time loop.
+        called: whether there was a call in which a loop could have been found.
     """
 
     recurrences: list[Recurrence] = field(default_factory=list)
     obstructions: list[Obstruction] = field(default_factory=list)
     modules: list[str] = field(default_factory=list)
+    called: bool = False
 
     @property
     def parallel(self) -> bool:
         """Whether there is at least one loop and none of them stays."""
         return bool(self.recurrences) and all(r.parallel for r in self.recurrences) and not self.obstructions
+
+    @property
+    def empty(self) -> str:
+        """What there is to say where no loop was found."""
+        return NOT_FOUND if self.called else NOT_CALLED
 
     @property
     def done(self) -> int:
@@ -46,7 +53,12 @@ class Findings:
         )
 
 
-EMPTY = (
+NOT_FOUND = (
+    "no loop over time was found in the calls so far: forward runs no more operators where an input tensor is longer. "
+    "A model without a loop is left as it is, and so is one whose number of steps comes of a list or of its own data."
+)
+
+NOT_CALLED = (
     "no loop over time has been seen yet. A model is compiled at its first call in training mode (or at once, with "
     "example_inputs); a model without a loop over time is left as it is."
 )

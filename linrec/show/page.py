@@ -9,7 +9,7 @@ from html import escape
 
 from linrec.ir.obstruction import Obstruction
 from linrec.ir.recurrence import LoopView, Recurrence
-from linrec.show.data import EMPTY, Findings, Group, comparison, groups
+from linrec.show.data import Findings, Group, comparison, groups
 from linrec.show.mathml import mathml
 from linrec.show.style import STYLE
 from linrec.show.svg import bars, state_graph
@@ -31,7 +31,7 @@ def page(findings: Findings, title: str = "linrec report") -> str:
         for o in dict.fromkeys(findings.obstructions):
             body.append(f"<section><h2>left as it is</h2>{_obstruction(o)}</section>")
     else:
-        body.append(f"<p>{escape(EMPTY)}</p>")
+        body.append(f"<p>{escape(findings.empty)}</p>")
     return (
         "<!doctype html><html lang='en'><head><meta charset='utf-8'>"
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'

@@ -7,7 +7,7 @@ from typing import Any
 
 from linrec.ir.obstruction import Obstruction
 from linrec.ir.recurrence import Recurrence
-from linrec.show.data import EMPTY, Findings, comparison, groups
+from linrec.show.data import Findings, comparison, groups
 
 
 def rich_tree(findings: Findings) -> Any:
@@ -16,7 +16,7 @@ def rich_tree(findings: Findings) -> Any:
     from rich.tree import Tree
 
     if not findings.recurrences and not findings.obstructions:
-        return Text(f"linrec: {EMPTY}")
+        return Text(f"linrec: {findings.empty}")
     tree = Tree(Text.assemble(("linrec ", "bold"), findings.headline), guide_style="dim")
     for group in groups(findings):
         branch = tree.add(Text(group.title, style="bold"))
@@ -63,7 +63,7 @@ def _obstruction(node: Any, o: Obstruction) -> None:
 def notebook(findings: Findings) -> str:
     """HTML for a notebook, which renders the LaTeX between dollar signs."""
     if not findings.recurrences and not findings.obstructions:
-        return f"<p><b>linrec</b>: {escape(EMPTY)}</p>"
+        return f"<p><b>linrec</b>: {escape(findings.empty)}</p>"
     parts = [f"<p><b>linrec</b>: {escape(findings.headline)}</p>"]
     for group in groups(findings):
         rows = "".join(_row(r) for r in group.recurrences)

@@ -6,7 +6,7 @@ import textwrap
 
 from linrec.ir.obstruction import Obstruction
 from linrec.ir.recurrence import Recurrence
-from linrec.show.data import EMPTY, Findings, comparison, groups
+from linrec.show.data import Findings, comparison, groups
 
 WIDTH = 118
 
@@ -14,7 +14,7 @@ WIDTH = 118
 def plain(findings: Findings) -> str:
     """The text of some findings, without colour."""
     if not findings.recurrences and not findings.obstructions:
-        return "\n".join(textwrap.wrap(f"linrec: {EMPTY}", WIDTH))
+        return "\n".join(textwrap.wrap(f"linrec: {findings.empty}", WIDTH))
     lines = [f"linrec: {findings.headline}"]
     for group in groups(findings):
         lines += ["", group.title]

@@ -3,6 +3,7 @@ parts of a state, lookups and paddings in steps that are not linear."""
 
 from __future__ import annotations
 
+import collections
 import copy
 from collections.abc import Callable
 from typing import Any
@@ -138,3 +139,49 @@ def test_what_is_not_linear_is_compiled_all_the_same(name: str, monkeypatch: pyt
     monkeypatch.setattr(scan, "translate", translate)
     entries = report(COMPILED[name])
     assert not entries.obstructions and found and found[-1] == "compiled"
+
+
+def queue(count: int, read: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    def forward(x: Tensor) -> Tensor:
+        past, out = x.new_zeros(x.shape[0], count, WIDTH), []
+        for t in range(x.shape[1]):
+            past = torch.cat([past[:, 1:], (0.5 * past[:, 0] + x[:, t]).unsqueeze(1)], 1)
+            out.append(read(past))
+        return torch.stack(out, 1)
+
+    return forward
+
+
+def deque(read: Callable[[Any], Tensor]) -> Callable[[Tensor], Tensor]:
+    def forward(x: Tensor) -> Tensor:
+        past, out = collections.deque([torch.zeros_like(x[:, 0])] * 4, maxlen=4), []
+        for t in range(x.shape[1]):
+            past.append(0.5 * past[0] + 0.2 * past[-1] + x[:, t])
+            out.append(read(past))
+        return torch.stack(out, 1)
+
+    return forward
+
+
+QUEUES: dict[str, Callable[[Tensor], Tensor]] = {
+    "queue of 2": queue(2, lambda past: past[:, -1]),
+    "queue of 3": queue(3, lambda past: past[:, -1]),
+    "queue of 8": queue(8, lambda past: past.mean(1)),
+    "deque, the last": deque(lambda past: past[-1]),
+    "deque, its sum": deque(sum),
+    "deque, stacked": deque(lambda past: torch.stack(list(past), 1).mean(1)),
+}
+
+
+@pytest.mark.parametrize("name", QUEUES)
+def test_queues_of_states(name: str) -> None:
+    model = linrec.parallelize(QUEUES[name], when="always")
+    for batch, length in ((2, 40), (3, 24), (2, 61)):
+        found = []
+        for function in (model, QUEUES[name]):
+            x = series(batch, length).requires_grad_()
+            y = function(x)
+            found.append((y, *torch.autograd.grad((y * torch.linspace(-1, 1, y.numel()).view_as(y)).sum(), x)))
+        torch.testing.assert_close(found[0], found[1], rtol=1e-8, atol=1e-9)
+    report = linrec.report(model)
+    assert report.recurrences and all(r.parallel for r in report.recurrences) and not report.obstructions
