@@ -37,6 +37,7 @@ TENSOR_OVERLOAD = {
     aten.clamp_min.default: aten.clamp_min.Tensor,
     aten.clamp_max.default: aten.clamp_max.Tensor,
     aten.clamp.default: aten.clamp.Tensor,
+    aten.masked_fill.Scalar: aten.masked_fill.Tensor,
     aten.where.ScalarOther: aten.where.self,
     aten.where.ScalarSelf: aten.where.self,
     aten.eq.Scalar: aten.eq.Tensor,
@@ -47,6 +48,9 @@ TENSOR_OVERLOAD = {
     aten.ge.Scalar: aten.ge.Tensor,
 }
 """What computes with a tensor in the place of a number."""
+
+
+_ZEROS = {aten.full_like.default: aten.zeros_like.default, aten.new_full.default: aten.new_zeros.default}
 
 
 def number(x: Any) -> Any:
@@ -64,6 +68,10 @@ def takes_tensor(node: fx.Node, index: int) -> bool:
     target = TENSOR_OVERLOAD.get(node.target, node.target)
     if target is aten.full.default:
         return index == len(node.args[0])
+    if target is aten.new_full.default:
+        return index == 1 + len(node.args[1])
+    if target is aten.full_like.default:
+        return index == 1
     if any(isinstance(a, (list, tuple)) for a in node.args) or index >= len(node.args):
         return False
     if target is aten.select.int:  # a row of a table, as of the days of a week
@@ -136,8 +144,13 @@ class Numbers:
         if count is None:
             return None
         values = (tuple(shorter), tuple(longer))
-        known = next((k for k, s in enumerate(self.series) if s.values == values and s.dtype is dtype), None)
-        places = self._places(values, count, dtype, _APART if known is None else 0)
+        places = known = None
+        for kind in (type(shorter[0]), None):  # as it is in the trace, which may have made another of it
+            alike = (k for k, s in enumerate(self.series) if s.values == values and s.dtype is dtype)
+            known = next((k for k in alike if kind in (None, self.series[k].kind)), None)
+            places = self._places(values, count, dtype, _APART if known is None else 0, kind)
+            if places is not None or known is not None:
+                break
         if places is None:
             return known
         if known is not None:
@@ -150,10 +163,18 @@ class Numbers:
         return len(self.series) - 1
 
     def _places(
-        self, values: tuple[tuple[Any, ...], ...], count: AffineInt, dtype: torch.dtype | None, most_apart: int
+        self,
+        values: tuple[tuple[Any, ...], ...],
+        count: AffineInt,
+        dtype: torch.dtype | None,
+        most_apart: int,
+        kind: type | None,
     ) -> Places | None:
-        """Where numbers stand in both runs, and no others that were found."""
+        """Where numbers, of one type where that is given, stand in both runs, and no others that were found."""
         taken = [{i for s in self.series for p in s.places for i in p.at(length)} for length in self.lengths]
+        if kind is not None:
+            others = ({i for i, x in enumerate(s) if type(x) is not kind} for s in self.streams)
+            taken = [own | other for own, other in zip(taken, others, strict=True)]
         streams = [_rounded(s, dtype) for s in self.streams]
         for apart in range(max(min(most_apart, len(values[0]) - 3), 0) + 1):
             rest = [x[apart:] for x in values]
@@ -353,6 +374,13 @@ def with_tensors(node: fx.Node) -> fx.Node:
     if target is aten.full.default:
         held = _in_front(graph, node, aten._to_copy.default, (args[1],), {"dtype": result})
         return _instead(node, aten.expand.default, (held, args[0]))
+    if target in (aten.full_like.default, aten.new_full.default):
+        zeros = _in_front(graph, node, _ZEROS[target], args[:-1], dict(node.kwargs))
+        held = _in_front(graph, node, aten._to_copy.default, (args[-1],), {"dtype": result})
+        return _instead(node, aten.add.Tensor, (zeros, held))
+    if target is aten.masked_fill.Tensor:
+        args = (*args[:2], _in_front(graph, node, aten._to_copy.default, (args[2],), {"dtype": result}))
+        return _instead(node, target, args)
     if target is aten.rsub.Scalar:
         target, args = aten.sub.Tensor, (args[1], args[0])
     if target is aten.select.int:

@@ -351,3 +351,45 @@ def test_numbers_of_a_last_step_that_nothing_reads(linear: bool) -> None:
         same(model, oracle, series(batch, length))
     report = linrec.report(model)
     assert not report.obstructions and all(r.parallel for r in report.recurrences) == linear
+
+
+class LastSeen(nn.Module):
+    """The step in which something was last seen, written in several ways."""
+
+    def __init__(self, seen: Callable[[Tensor, Tensor, int], Tensor]) -> None:
+        super().__init__()
+        self.seen = seen
+        self.a = nn.Parameter(torch.linspace(0.3, 0.9, WIDTH, dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        last, h, out = torch.zeros_like(x[:, 0]), torch.zeros_like(x[:, 0]), []
+        for t in range(x.shape[1]):
+            last = self.seen(last, x[:, t], t)
+            h = self.a * h + x[:, t] * (t - last)
+            out.append(h)
+        return torch.stack(out, 1)
+
+
+def _by_mask(last: Tensor, x: Tensor, t: int) -> Tensor:
+    last = last.clone()
+    last[x > 0] = t
+    return last
+
+
+SEEN: dict[str, Callable[[Tensor, Tensor, int], Tensor]] = {
+    "full_like": lambda last, x, t: torch.where(x > 0, torch.full_like(last, t), last),
+    "new_full": lambda last, x, t: torch.where(x > 0, x.new_full((x.shape[0], WIDTH), 0.9**t), last),
+    "masked_fill": lambda last, x, t: last.masked_fill(x > 0, t),
+    "mask": _by_mask,
+    "a number of another type": lambda last, x, t: torch.where(x > 0, float(t), last),
+    "a tensor": lambda last, x, t: torch.where(x > 0, torch.tensor(float(t), dtype=x.dtype), last),
+}
+
+
+@pytest.mark.parametrize("name", SEEN)
+def test_the_step_in_which_something_was_seen(name: str) -> None:
+    model, oracle = linrec.parallelize(LastSeen(SEEN[name])), LastSeen(SEEN[name])
+    for batch, length in ((2, 20), (3, 9), (2, 33)):
+        same(model, oracle, series(batch, length))
+    report = linrec.report(model)
+    assert report.recurrences and all(r.parallel for r in report.recurrences) and not report.obstructions
