@@ -3,12 +3,14 @@ from worker processes, fork, check gradients by differences."""
 
 from __future__ import annotations
 
+import copy
 import os
 import socket
 import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -266,3 +268,17 @@ def test_noise_before_the_loop() -> None:
     model, oracle = linrec.parallelize(build(Jittered)), build(Jittered)
     same_numbers(model, oracle, 12, 12, 20)
     assert_parallel(model)
+
+
+def test_parameters_can_be_swapped() -> None:
+    """As `Module.to` and `load_state_dict` do where they are told to: it minds references that others keep."""
+    model: Any = linrec.parallelize(build(Gated))
+    model(series()).sum().backward()
+    model.zero_grad()
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    try:
+        model.load_state_dict(copy.deepcopy(model.state_dict()))
+        model.float()
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(False)
+    assert all(p.dtype is torch.float32 for p in model.parameters())
