@@ -121,16 +121,17 @@ def find_time(
             that shorter inputs do not have.
     """
     failures = [] if failures is None else failures
+    shorter: list[IndexError] = []
     found: TimeAxis | None = None
     short: Sequence[Any] = leaves
     for leaf, dim, dims in candidates(leaves):
         # Once time is found, the other dimensions are tried with few steps.
         apart = found is not None and not any(d in found.dims.get(i, ()) for i, own in dims.items() for d in own)
-        for axis in _axis(module, forward, spec, short if apart else leaves, leaf, dim, dims, failures):
+        for axis in _axis(module, forward, spec, short if apart else leaves, leaf, dim, dims, failures, shorter):
             if found is None:
                 found, short = axis, resize(leaves, axis.dims, axis.shown_at + 2)
             yield axis
-    if found is not None or not failures:
+    if found is not None or not shorter:
         return
     integers = [
         (sub, name, value)
@@ -144,7 +145,7 @@ def find_time(
         attributes = tuple((sub, name) for sub, name, value in integers if value == size)
         if numbers or attributes:
             follows = Following(forward, spec, leaf, dim, dims[leaf][dim], numbers, attributes)
-            yield from _axis(module, follows, spec, leaves, leaf, dim, dims, failures)
+            yield from _axis(module, follows, spec, leaves, leaf, dim, dims, failures, shorter)
 
 
 def _axis(
@@ -156,8 +157,10 @@ def _axis(
     dim: int,
     dims: Dims,
     failures: list[IndexError],
+    shorter: list[IndexError],
 ) -> Iterator[TimeAxis]:
-    """One way, if the number of operators grows with it."""
+    """One way, if the number of operators grows with it. Of what looks for steps that are not there, `failures` is told
+    where no other length does, and `shorter` in any case."""
     grown: tuple[nn.Module, ...] | None = None
     missing: list[IndexError] = []
     for short in (SHORT, 4 * SHORT, 12 * SHORT):
@@ -175,8 +178,10 @@ def _axis(
             continue
         grown = _owners(*records)
         break
-    if not grown:
+    if grown is None:
         failures += missing[:1]
+    if not grown:
+        shorter += missing[:1]
     if grown:
         tensors = tuple(i for i, x in enumerate(leaves) if isinstance(x, Tensor))
         follows = forward if isinstance(forward, Following) else None

@@ -127,3 +127,25 @@ def test_numbers_in_a_tensor() -> None:
     assert problem.location.startswith("test_step_counts.py:")
     with pytest.raises(linrec.NotParallelizable, match="LR015"):
         linrec.parallelize(forward, strict=True)(x, lengths)
+
+
+@pytest.mark.parametrize("steps", [5, 10, 16, 17])
+def test_few_steps(steps: int) -> None:
+    """Longer inputs than the call's run, and no longer: the number of steps is the attribute's."""
+
+    class Fixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.n_steps = steps
+
+        def forward(self, x: Tensor) -> Tensor:
+            h, out = torch.zeros_like(x[:, 0]), []
+            for t in range(self.n_steps):
+                h = 0.5 * h + x[:, t]
+                out.append(h)
+            return torch.stack(out, 1)
+
+    model = linrec.parallelize(Fixed())
+    x = torch.randn(2, steps, 3)
+    torch.testing.assert_close(model(x), Fixed()(x))
+    assert linrec.report(model).parallel

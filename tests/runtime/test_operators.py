@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import linrec
-from tests.runtime.samples import same
+
+from .samples import same
 
 WIDTH = 4
 Step = Callable[[Any, Tensor, Tensor], Tensor]
