@@ -33,6 +33,7 @@ def _forward(key: int, tensors: list[Tensor], context: _Context) -> tuple[Any, t
     """What a Function's forward returns, and its arguments."""
     function, spec, statics, _ = _CALLS[key]
     args = _assemble(spec, statics, tensors)
+    context.needs_input_grad = tuple(is_differentiated(a) for a in args)
     if function.setup_context is torch.autograd.function._SingleLevelFunction.setup_context:
         return function.forward(context, *args), args
     out = function.forward(*args)
@@ -51,7 +52,6 @@ def backward_of(key: int, tensors: list[Tensor], gradient: Tensor) -> tuple[Tens
     out, args = _forward(key, tensors, context)
     if not isinstance(out, Tensor) or any(isinstance(a, (list, tuple, dict)) for a in args):
         raise ValueError("not a function of tensors with one result")
-    context.needs_input_grad = tuple(is_differentiated(a) for a in args)
     found = _CALLS[key][0].backward(context, gradient)
     grads = found if isinstance(found, tuple) else (found,)
     own = [g for a, g in zip(args, grads, strict=True) if isinstance(a, Tensor)]

@@ -84,10 +84,11 @@ class Decision:
         """Whether it goes as it did."""
         if not self.period:
             return bool(condition) is self.outcome
-        rest = condition[len(self.before) :]
-        if condition[: len(self.before)].tolist() != list(self.before):
-            return False
-        return bool(rest.all()) if self.outcome else not bool(rest.any())
+        if self.before:
+            if condition[: len(self.before)].tolist() != list(self.before):
+                return False
+            condition = condition[len(self.before) :]
+        return bool(condition.all()) if self.outcome else not bool(condition.any())
 
     def expects(self, asked: int) -> bool:
         """How it should go where the same lines were asked so many times before."""

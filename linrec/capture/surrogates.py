@@ -14,6 +14,7 @@ from torch import Tensor, fx
 from linrec.capture.autograd_function import backward_of, is_differentiated
 from linrec.capture.functionalize import functionalize
 from linrec.capture.masks import masked_writes
+from linrec.capture.surroundings import Ran, code_that_runs
 from linrec.ir.inline import Unknown, body_of, put_before
 from linrec.ir.nodes import emit, fake_mode, is_made, shape_of, size_expr, value
 from linrec.ir.scan import is_random
@@ -21,9 +22,14 @@ from linrec.ir.scan import is_random
 aten = torch.ops.aten
 
 
-def open_surrogates(graph: fx.Graph) -> None:
-    """Write out the calls of a traced graph whose backward is known to be of this kind."""
+def open_surrogates(graph: fx.Graph) -> Ran:
+    """Write out the calls of a traced graph whose backward is known to be of this kind.
+
+    Returns:
+        the code of theirs that ran: what it reads elsewhere, as the slope that a class has, may change between calls.
+    """
     bodies: dict[Hashable, tuple[fx.GraphModule, int] | None] = {}
+    ran: Ran = {}
     for node in list(graph.nodes):
         if node.op != "call_function" or node.target is not torch.ops.linrec.autograd_function.default:
             continue
@@ -31,12 +37,17 @@ def open_surrogates(graph: fx.Graph) -> None:
         like = (key, *((tuple(shape_of(n)), value(n).dtype) for n in tensors))
         if like not in bodies:
             try:
-                bodies[like] = _body(graph, key, tensors)
+                with code_that_runs() as own:
+                    if own is None:
+                        raise Unknown("what it reads elsewhere is not seen")
+                    bodies[like] = _body(graph, key, tensors)
+                ran |= own
             except Exception:  # whatever the user's code or torch's tracing has against it: the call stays as it is
                 bodies[like] = None
         found = bodies[like]
         if found is not None:
             _write_out(graph, node, *found)
+    return ran
 
 
 def _body(graph: fx.Graph, key: int, tensors: list[fx.Node]) -> tuple[fx.GraphModule, int]:

@@ -37,6 +37,7 @@ from linrec.capture.grad_modes import inline_grad_modes
 from linrec.capture.snapshot import PLAIN, Memos, assigned, containers, restore_attributes, snapshot_attributes, touched
 from linrec.capture.source import Assigned, Source
 from linrec.capture.surrogates import open_surrogates
+from linrec.capture.surroundings import Ran
 from linrec.ir import members
 from linrec.ir.held import Place, identity, lookup, places
 from linrec.ir.location import USER_FRAME, is_library, note
@@ -61,6 +62,7 @@ class Trace:
         length: the length traced.
         mixed: whether autocast had a part in it, from outside or by a region inside forward.
         decisions: the tensors on which forward branched, and how.
+        backward: the code of hand-written derivatives that is written out.
     """
 
     graph_module: fx.GraphModule
@@ -72,6 +74,7 @@ class Trace:
     length: int = 0
     mixed: bool = False
     decisions: list[Decision] = field(default_factory=list)
+    backward: Ran = field(default_factory=dict)
 
     def copy(self) -> Trace:
         """One whose graph can be rewritten apart from this one's."""
@@ -262,6 +265,7 @@ def trace(
     flat.training = module.training
     rng = torch.get_rng_state()
     saved = snapshot_attributes(module)
+    backward: Ran = {}
     try:
         with _quiet(), opaque_autograd_functions(), _this_thread_only(), _thrift():
             try:
@@ -279,7 +283,7 @@ def trace(
                 if mixed:
                     mark_casts(program.graph)
                 else:
-                    open_surrogates(program.graph)
+                    backward = open_surrogates(program.graph)
             except Refused:
                 raise
             except Exception as error:
@@ -293,7 +297,7 @@ def trace(
     _detach_buffers(found)
     _forget_tensors(found)
     found.mixed = mixed
-    found.decisions = decided
+    found.decisions, found.backward = decided, backward
     own = {name for name, key in literals.items() if isinstance(key[-1], bytes)}
     found.sources[:] = [replace(s, literal=s.kind == "constant" and s.name in own) for s in found.sources]
     return found

@@ -140,6 +140,7 @@ def compile_call(
         except Refused as refused:
             obstructions.append(refused.obstruction)
             continue
+        ran += [plan.backward] if plan.backward else []
         break
     if found is not None:
         found.look(members.modules(module), ran)
@@ -194,7 +195,7 @@ def _compile(
             raise refuse("LR015", text)
         plan.flags, plan.contiguous, plan.asks_length = flags, contiguous, asked.length
         plan.only_length = plan.length(tensors) if axis.forward is not None else None
-        if key is not None and axis.forward is None:
+        if key is not None and axis.forward is None and not plan.backward:  # of which the operators do not tell
             options.shared[key] = (plan, frozen_state(module, read_by(module, forward, spec, leaves, axis)))
         return plan
     assert refusal is not None
@@ -344,6 +345,7 @@ def _rewritten(
         pays_from=pays_from(looped, _operators(graph_module), _kernels(graph_module)),
         reads_numbers=any(reads),
         decisions=longer.decisions,
+        backward=longer.backward,
         dense=dense,
         numbers=StepNumbers([numbers.series[k] for k in series]) if numbers is not None and series else None,
     )

@@ -16,6 +16,7 @@ from linrec.capture.decisions import Decision
 from linrec.capture.discover import TimeAxis
 from linrec.capture.numbers import StepNumbers
 from linrec.capture.source import Assigned, Source
+from linrec.capture.surroundings import Ran
 from linrec.capture.trace import Slot
 from linrec.ir import members
 from linrec.ir.held import attribute, item, lookup, set_item, split
@@ -50,6 +51,7 @@ class Plan:
         numbers: those that Python computes for the steps, where it does.
         reads_numbers: whether forward reads numbers off tensors: those that it calls operators with are others then.
         decisions: the tensors on which forward branches, and how it did when it was traced.
+        backward: the code of hand-written derivatives that the graph was made of.
         draws: whether it draws random numbers.
         dense: which of the tensors that forward makes are contiguous there, as callers that reshape them expect.
         otherwise: at how many calls forward was seen to branch otherwise.
@@ -81,6 +83,7 @@ class Plan:
     numbers: StepNumbers | None = None
     reads_numbers: bool = False
     decisions: list[Decision] = field(default_factory=list)
+    backward: Ran = field(default_factory=dict)
     otherwise: int = 0
     draws: bool = False
     dense: list[int] = field(default_factory=list)

@@ -304,6 +304,13 @@ def test_a_matrix_of_numbers(dtype: torch.dtype) -> None:
     assert linrec.report(model).parallel
 
 
+def _agreed(model: Any, oracle: Any) -> Any:
+    """The report of a model that has its oracle's values and gradients at several lengths."""
+    for batch, length in ((2, 20), (3, 9), (2, 33)):
+        same(model, oracle, series(batch, length))
+    return linrec.report(model)
+
+
 class Grown(nn.Module):
     """A first step that gives fewer numbers than the others: there is nothing to join its result to."""
 
@@ -321,9 +328,7 @@ class Grown(nn.Module):
 
 def test_a_first_step_that_gives_fewer_numbers() -> None:
     model, oracle = linrec.parallelize(Grown()), Grown()
-    for batch, length in ((2, 20), (3, 9), (2, 33)):
-        same(model, oracle, series(batch, length))
-    report = linrec.report(model)
+    report = _agreed(model, oracle)
     assert [r.parallel for r in report.recurrences] == [True] and not report.obstructions
 
 
@@ -347,9 +352,7 @@ class Unread(nn.Module):
 @pytest.mark.parametrize("linear", [True, False])
 def test_numbers_of_a_last_step_that_nothing_reads(linear: bool) -> None:
     model, oracle = linrec.parallelize(Unread(linear)), Unread(linear)
-    for batch, length in ((2, 20), (3, 9), (2, 33)):
-        same(model, oracle, series(batch, length))
-    report = linrec.report(model)
+    report = _agreed(model, oracle)
     assert not report.obstructions and all(r.parallel for r in report.recurrences) == linear
 
 
@@ -389,7 +392,5 @@ SEEN: dict[str, Callable[[Tensor, Tensor, int], Tensor]] = {
 @pytest.mark.parametrize("name", SEEN)
 def test_the_step_in_which_something_was_seen(name: str) -> None:
     model, oracle = linrec.parallelize(LastSeen(SEEN[name])), LastSeen(SEEN[name])
-    for batch, length in ((2, 20), (3, 9), (2, 33)):
-        same(model, oracle, series(batch, length))
-    report = linrec.report(model)
+    report = _agreed(model, oracle)
     assert report.recurrences and all(r.parallel for r in report.recurrences) and not report.obstructions

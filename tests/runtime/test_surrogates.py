@@ -267,3 +267,32 @@ def test_function_apply_is_itself_again() -> None:
     code = torch.autograd.Function.apply.__func__.__code__
     _checked(Leaky(SCALED["atan"], "none"))
     assert torch.autograd.Function.apply.__func__.__code__ is code
+
+
+STRENGTH = 1.0
+
+
+class Annealed(torch.autograd.Function):
+    """The slope stands in the class and in a global, and is read by backward only."""
+
+    scale = 10.0
+
+    @staticmethod
+    def forward(ctx: Any, v: Tensor) -> Tensor:
+        ctx.save_for_backward(v)
+        return (v > 0).to(v)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (v,) = ctx.saved_tensors
+        return STRENGTH * gradient / (Annealed.scale * v.abs() + 1) ** 2
+
+
+def test_a_slope_that_changes_between_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    oracle = nn.Sequential(Leaky(Annealed.apply, "none"), Leaky(Annealed.apply, "none"))
+    model = linrec.parallelize(copy.deepcopy(oracle))
+    for scale, strength in ((10.0, 1.0), (50.0, 1.0), (50.0, 3.0), (10.0, 1.0)):
+        monkeypatch.setattr(Annealed, "scale", scale)
+        monkeypatch.setitem(globals(), "STRENGTH", strength)
+        agree(gradients(model, series(2, 20)), gradients(oracle, series(2, 20)))
+    assert all(r.parallel for r in linrec.report(model).recurrences)
