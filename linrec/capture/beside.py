@@ -13,10 +13,15 @@ from typing import Any
 
 import torch
 
+from linrec.ir.fields import set_slots, slot_names, slots
+
 _MAX_BYTES = 1 << 20
 """Up to which size arrays are compared and put back."""
 
 _ONE_WAY = (queue.Queue, queue.SimpleQueue)
+
+_FOREIGN = sys.stdlib_module_names | {"torch", "numpy", "linrec", "_pytest", "pytest", "IPython"}
+"""Packages whose own globals no model changes between two calls."""
 
 State = tuple[str, Any, Any, Callable[[Any], Any], Callable[[Any, Any], None]]
 """A name, an object, its state, and what reads and sets that."""
@@ -46,6 +51,11 @@ def put_back(saved: Iterable[State]) -> None:
             put(x, state)
 
 
+def is_foreign(module: str) -> bool:
+    """Whether a Python module belongs to a package that no model changes."""
+    return module.partition(".")[0] in _FOREIGN
+
+
 def is_one_way(x: Any) -> bool:
     """Whether to use an object changes it for good: iterators, generators, files, queues."""
     return hasattr(type(x), "__next__") or isinstance(x, _ONE_WAY)
@@ -60,6 +70,8 @@ def draws(x: Any) -> bool:
 
 def _access(x: Any) -> list[tuple[Callable[[Any], Any], Callable[[Any, Any], None]]]:
     numpy = sys.modules.get("numpy")
+    if slot_names(type(x)) and not is_foreign(type(x).__module__):
+        return [(_Slots, set_slots)]
     if isinstance(x, (bytearray, array.array)):
         return [(_content, _refill)] if len(memoryview(x).cast("B")) <= _MAX_BYTES else []
     if isinstance(x, random.Random):
@@ -78,6 +90,10 @@ def _access(x: Any) -> list[tuple[Callable[[Any], Any], Callable[[Any, Any], Non
     return []
 
 
+def _equal(a: Any, b: Any) -> bool:
+    return type(a) is type(b) and isinstance(a, (int, float, complex, str, bytes)) and a == b
+
+
 def _content(x: Any) -> Any:
     return x[:]
 
@@ -94,7 +110,16 @@ def _of_bits(x: Any) -> Any:
     return copy.deepcopy(x.bit_generator.state)
 
 
+class _Slots(dict[str, Any]):
+    """What the slots of an object hold."""
+
+    def __init__(self, x: Any) -> None:
+        super().__init__(slots(x))
+
+
 def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, _Slots):
+        return a.keys() == b.keys() and all(a[k] is b[k] or _equal(a[k], b[k]) for k in a)
     if isinstance(a, dict):
         return a.keys() == b.keys() and all(_same(a[k], b[k]) for k in a)
     if isinstance(a, torch.Tensor):

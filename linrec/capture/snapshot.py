@@ -6,6 +6,7 @@ from __future__ import annotations
 import collections
 import functools
 import types
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -14,8 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from linrec.capture.beside import State, changed, put_back, states
-from linrec.capture.surroundings import GONE, is_object, points
+from linrec.capture.frozen import GONE, is_object
+from linrec.capture.surroundings import points
 from linrec.ir import members
+from linrec.ir.fields import attributes, slots
 from linrec.ir.held import DEPTH, Keys, is_open, items
 from linrec.ir.obstruction import refuse
 from linrec.ir.results import can_be_opened
@@ -65,15 +68,12 @@ def snapshot_attributes(module: nn.Module) -> Snapshot:
 
 
 def reachable(module: nn.Module) -> Iterator[tuple[str, Any]]:
-    """What the attributes of a module and the names in its code lead to, containers taken apart, by name."""
+    """What the attributes of a module and the names in its code lead to, by name."""
     every = members.modules(module)
     own = frozenset(map(id, every))
     values = [(n, v) for sub in every for n, v in sub.__dict__.items() if n not in _TABLES]
     for name, value in [*values, *((name, read()) for name, read, _ in points(every))]:
-        if type(value) not in PLAIN:
-            yield name, value
-            for c in containers(value, own):
-                yield from ((name, x) for x in (dict.values(c) if isinstance(c, dict) else c) if type(x) not in PLAIN)
+        yield from ((name, x) for x in _visited(value, own))
 
 
 def _kind(container: Any) -> Any:
@@ -94,26 +94,33 @@ def containers(value: Any, own: frozenset[int] = frozenset()) -> list[Any]:
     Args:
         value: the value; own: the ids of modules that are looked after otherwise.
     """
-    found: list[Any] = []
+    return [x for x in _visited(value, own) if isinstance(x, _KINDS)]
+
+
+def _visited(value: Any, own: frozenset[int]) -> Iterator[Any]:
+    """A value and what it leads to, each once, however deep."""
     pending, seen = [value], set(own)
     while pending and len(seen) < _MOST:
         value = pending.pop()
+        if type(value) in PLAIN or id(value) in seen:
+            continue
+        if not isinstance(value, tuple):
+            seen.add(id(value))
+            yield value
         if isinstance(value, tuple):
             pending.extend(value)
-        elif id(value) in seen or type(value) in PLAIN or isinstance(value, Tensor):
+        elif isinstance(value, Tensor):
             continue
         elif isinstance(value, _KINDS):
-            seen.add(id(value))
-            found.append(value)
             pending.extend(dict.values(value) if isinstance(value, dict) else value)
         elif isinstance(value, nn.Module) or is_object(value):
-            seen.add(id(value))
-            pending.append(vars(value))
+            pending += [*slots(value).values(), getattr(value, "__dict__", None)]
+        elif isinstance(value, weakref.ref):
+            pending.append(value())
         elif isinstance(value, (types.MethodType, types.BuiltinMethodType)):
             pending.append(value.__self__)
         elif isinstance(value, functools.partial):
             pending += [value.func, *value.args, *value.keywords.values()]
-    return found
 
 
 def same_items(a: Any, b: Any) -> bool:
@@ -301,7 +308,7 @@ def _is_list_that_grew(old: dict[Any, Any], new: dict[Any, Any]) -> bool:
 def _containers_of(value: Any, contents: dict[int, Any], depth: int = DEPTH) -> Iterator[tuple[Keys, Any]]:
     """The containers that were in one before it changed; of a dataclass, the dict of its fields."""
     if depth and is_open(value):
-        value = vars(value) if can_be_opened(value) else value
+        value = attributes(value) if can_be_opened(value) else value
         yield (), value
         for key, inner in items(contents.get(id(value), value)):
             yield from (((key, *rest), c) for rest, c in _containers_of(inner, contents, depth - 1))

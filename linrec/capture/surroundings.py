@@ -4,37 +4,39 @@ them for fixed, so it holds while they are what they were."""
 
 from __future__ import annotations
 
-import argparse
-import array
-import collections
 import contextlib
 import contextvars
+import dis
 import functools
 import gc
-import operator
 import os
 import re
 import sys
-import threading
 import types
+import weakref
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from typing import Any
 
 from torch import Tensor, nn
 
-from linrec.capture.beside import draws, is_one_way
+from linrec.capture.beside import draws, is_foreign, is_one_way
+from linrec.capture.frozen import (
+    BUFFERS,
+    CODE,
+    CONTAINERS,
+    GONE,
+    MAX_ITEMS,
+    MAX_OBJECTS,
+    PLAIN,
+    Kept,
+    is_array,
+    is_object,
+    notes,
+)
+from linrec.ir.fields import attributes
 
-_FOREIGN = sys.stdlib_module_names | {"torch", "numpy", "linrec", "_pytest", "pytest", "IPython"}
-"""Packages whose own globals no model changes between two calls."""
-_PLAIN = (int, float, complex, bool, str, bytes, type(None))
-_CONTAINERS = (list, dict, tuple, set, frozenset, collections.deque)
-_BUFFERS = (bytearray, array.array)
-_MAX_ITEMS = 64
-_MAX_BYTES = 1 << 16
 _MAX_POINTS = 256
 """Of those that are near by their names."""
-_MAX_OBJECTS = 256
-_DEPTH = 6
 
 Point = tuple[str, Callable[[], Any], Callable[[Any], Any] | None]
 """A name, what reads the value, and what sets it."""
@@ -62,19 +64,19 @@ def reached(modules: list[nn.Module]) -> Reached:
 
 
 _TABLES = ("_parameters", "_buffers", "_modules", "forward")
-_DULL = frozenset([*_PLAIN, Tensor, nn.Parameter, *_BUFFERS])
+_DULL = frozenset([*PLAIN, Tensor, nn.Parameter, *BUFFERS])
 
 
 def _reached(values: list[Any], seen: set[int]) -> set[Any]:
     found: set[Any] = set()
     pending = list(values)
-    while pending and len(seen) < _MAX_OBJECTS + len(values):
+    while pending and len(seen) < MAX_OBJECTS + len(values):
         value = pending.pop()
         kind = type(value)
         if kind in _DULL or id(value) in seen:
             continue
         if kind is types.FunctionType or isinstance(value, (type, types.ModuleType)):
-            if not _is_foreign(_module_of(value)):
+            if not is_foreign(_module_of(value)):
                 found.add(value)
             continue
         seen.add(id(value))
@@ -86,27 +88,23 @@ def _reached(values: list[Any], seen: set[int]) -> set[Any]:
             pending += [value.func, *value.args, *value.keywords.values()]
         elif kind is _CACHED:
             pending.append(value.__wrapped__)
-        elif isinstance(value, _CONTAINERS):
-            if len(value) <= _MAX_ITEMS:
+        elif isinstance(value, weakref.ref):
+            pending.append(value())
+        elif kind is types.MappingProxyType:
+            pending.append(dict(value))
+        elif isinstance(value, CONTAINERS):
+            if len(value) <= MAX_ITEMS:
                 pending += dict.values(value) if isinstance(value, dict) else value
-            if not _is_foreign(kind.__module__) and kind not in _CONTAINERS:
+            if not is_foreign(kind.__module__) and kind not in CONTAINERS:
                 found.add(kind)
-        elif is_object(value) or (isinstance(value, nn.Module) and not _is_foreign(kind.__module__)):
+        elif is_object(value) or (isinstance(value, nn.Module) and not is_foreign(kind.__module__)):
             found.add(kind)
-            pending += vars(value).values()
+            pending += attributes(value).values()
     return found
-
-
-class GONE:
-    """What a variable has that is not set."""
 
 
 _known: dict[Hashable, tuple[Point, ...]] = {}
 _read: dict[Hashable, tuple[Point, ...]] = {}
-
-
-_CODE = (types.FunctionType, types.BuiltinFunctionType, type, staticmethod, classmethod, property, functools.partial)
-"""What names may stand for so that other code runs."""
 
 
 _CACHED: Any = functools._lru_cache_wrapper
@@ -134,14 +132,15 @@ class _Names:
         if any(map(_is_state, _defaults(function))):
             self.pending += _reached(list(_defaults(function)), set())
             self.found[id(function), "defaults"] = (function.__name__, functools.partial(_defaults, function), None)
-        if _notes(function):
-            self.pending += _reached(list(_notes(function).values()), set())
+        if notes(function):
+            self.pending += _reached(list(notes(function).values()), set())
             self.found[id(function), "attributes"] = (function.__name__, functools.partial(vars, function), None)
 
     def code(self, code: types.CodeType, space: dict[str, Any]) -> None:
-        """What the names in code stand for among its globals."""
+        """What the names in code stand for among its globals, and in Python modules that it imports when it runs."""
         names = set(_names(code))
         self.names |= names
+        self.pending += _imported(code, str(space.get("__package__") or ""))
         if names & {"environ", "getenv"}:
             self.found[0, "environ"] = ("os.environ", lambda: tuple(sorted(os.environ.items())), None)
         for name in sorted(names & space.keys()):
@@ -155,7 +154,7 @@ class _Names:
             for function in _functions_of(value):
                 self.function(function)
                 self.code(function.__code__, function.__globals__)
-        if _is_state(value) or isinstance(value, _CODE):
+        if _is_state(value) or isinstance(value, CODE):
             self.found[space, name] = _point(name, value, read, write)
 
     def attributes(self, owner: Any, base: Any = None) -> None:
@@ -164,7 +163,7 @@ class _Names:
             value = vars(base or owner)[name]
             if (id(owner), name) not in self.found:
                 self.pending += _reached([value], set())
-                if isinstance(value, _CODE) or (_is_state(value) and not name.startswith("__")):
+                if isinstance(value, CODE) or (_is_state(value) and not name.startswith("__")):
                     self.found[id(owner), name] = _attribute(owner, name, value)
 
 
@@ -189,11 +188,11 @@ class _Search(_Names):
             if id(value) not in self.seen:
                 self.seen.add(id(value))
                 if isinstance(value, type):
-                    bases = [b for b in value.__mro__ if not _is_foreign(b.__module__)]
+                    bases = [b for b in value.__mro__ if not is_foreign(b.__module__)]
                     self.members += [(value, n, x) for b in bases for n, x in list(vars(b).items())]
                 elif isinstance(value, types.ModuleType):
                     self.modules.append(value)
-                elif id(value.__code__) not in self.seen and not _is_foreign(value.__module__ or ""):
+                elif id(value.__code__) not in self.seen and not is_foreign(value.__module__ or ""):
                     self.seen.add(id(value.__code__))
                     self.function(value)
                     self.code(value.__code__, value.__globals__)
@@ -231,7 +230,7 @@ def code_that_runs() -> Iterator[Ran | None]:
         if event == "call":
             code = frame.f_code
             if code not in found:
-                if _is_foreign(str(frame.f_globals.get("__name__", ""))) or _comes_of(frame, callbacks):
+                if is_foreign(str(frame.f_globals.get("__name__", ""))) or _comes_of(frame, callbacks):
                     return
                 found[code] = (frame.f_globals, set())
             if code.co_argcount:
@@ -267,53 +266,12 @@ class Watch:
             if len(_read) >= 128:
                 _read.clear()
             _read[frozenset([type(m) for m in modules])] = found
-        values = [(read, read()) for _, read, _ in found]
-        self._same = [(read, value) for read, value in values if _is_fixed(value)]
-        others = [(read, value) for read, value in values if not _is_fixed(value)]
-        self._equal = [(read, _items(value), _frozen(value, _DEPTH, set())) for read, value in others]
+        own = frozenset(map(id, modules))
+        self._kept = [(read, Kept(read(), own)) for _, read, _ in found]
 
     def holds(self) -> bool:
         """Whether all of it is as it was."""
-        for read, value in self._same:
-            now = read()
-            if now is not value and not (type(now) is type(value) and type(now) in _PLAIN and now == value):
-                return False
-        for read, items, value in self._equal:
-            now = read()
-            if (items is None or not _has(now, items)) and _frozen(now, _DEPTH, set()) != value:
-                return False
-        return True
-
-
-def _is_fixed(value: Any) -> bool:
-    """Whether a value is what it was as long as it is the same object, or equal."""
-    if isinstance(value, types.FunctionType):
-        return not _notes(value)
-    if type(value) is tuple:
-        return all(map(_is_fixed, value))
-    return type(value) in _PLAIN or isinstance(value, (*_CODE[1:-1], types.ModuleType, types.CodeType)) or value is GONE
-
-
-def _items(value: Any) -> tuple[Any, list[Any] | None, list[Any]] | None:
-    """A container, and what it holds, if that is nothing but what is fixed: then it is quick to compare."""
-    if isinstance(value, dict) and all(map(_is_fixed, dict.values(value))):
-        return value, list(dict.keys(value)), list(dict.values(value))
-    if isinstance(value, (list, tuple)) and all(map(_is_fixed, value)):
-        return value, None, list(value)
-    return None
-
-
-def _has(now: Any, items: tuple[Any, list[Any] | None, list[Any]]) -> bool:
-    """Whether it is the same container with the same objects."""
-    container, keys, values = items
-    if now is not container or len(now) != len(values) or (keys is not None and list(dict.keys(now)) != keys):
-        return False
-    return all(map(operator.is_, now if keys is None else dict.values(now), values))
-
-
-def _notes(function: types.FunctionType) -> dict[str, Any]:
-    """What somebody has put on a function, without what wrappers leave there."""
-    return {k: v for k, v in vars(function).items() if not k.startswith("__")} if function.__dict__ else {}
+        return all(kept.still(read()) for read, kept in self._kept)
 
 
 def _that_ran(modules: list[nn.Module], ran: Ran) -> tuple[Point, ...]:
@@ -337,7 +295,7 @@ def _that_ran(modules: list[nn.Module], ran: Ran) -> tuple[Point, ...]:
             search.attributes(owner)
         elif isinstance(owner, type):
             for base in owner.__mro__:
-                if not _is_foreign(base.__module__):
+                if not is_foreign(base.__module__):
                     search.attributes(owner, base)
     return tuple(search.found.values())
 
@@ -360,7 +318,7 @@ def _functions_with(ran: Ran, roots: Iterable[Any]) -> list[types.FunctionType]:
             continue
         seen.add(id(value))
         if isinstance(value, type):
-            bases = [b for b in value.__mro__ if not _is_foreign(b.__module__)]
+            bases = [b for b in value.__mro__ if not is_foreign(b.__module__)]
             pending += [f for base in bases for x in list(vars(base).values()) for f in _functions_of(x)]
         elif isinstance(value, types.FunctionType):
             if value.__code__ in wanted:
@@ -395,11 +353,7 @@ def _has_of(owner: Any, name: str) -> Any:
 def _defaults(function: types.FunctionType) -> tuple[Any, ...]:
     """The defaults of a function's arguments that can be changed."""
     every = (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())
-    return tuple(x for x in every if type(x) not in _PLAIN)
-
-
-def _is_foreign(module: str) -> bool:
-    return module.partition(".")[0] in _FOREIGN
+    return tuple(x for x in every if type(x) not in PLAIN)
 
 
 def _module_of(value: Any) -> str:
@@ -427,13 +381,17 @@ def _functions_of(value: Any) -> list[types.FunctionType]:
 def _is_state(value: Any) -> bool:
     if isinstance(value, type):
         return False
-    kinds = (*_PLAIN, *_CONTAINERS, *_BUFFERS, Tensor, contextvars.ContextVar)
-    return isinstance(value, kinds) or _is_array(value) or is_one_way(value) or draws(value) or is_object(value)
-
-
-def _is_array(value: Any) -> bool:
-    numpy = sys.modules.get("numpy")
-    return numpy is not None and isinstance(value, numpy.ndarray)
+    kinds = (
+        *PLAIN,
+        *CONTAINERS,
+        *BUFFERS,
+        Tensor,
+        nn.Module,
+        contextvars.ContextVar,
+        weakref.ref,
+        types.MappingProxyType,
+    )
+    return isinstance(value, kinds) or is_array(value) or is_one_way(value) or draws(value) or is_object(value)
 
 
 def _of_context(variable: contextvars.ContextVar[Any]) -> Any:
@@ -450,6 +408,26 @@ def _content(cell: types.CellType) -> Any:
         return GONE
 
 
+_IMPORTS = frozenset((dis.opmap["IMPORT_NAME"], dis.opmap["IMPORT_FROM"]))
+
+
+def _imported(code: types.CodeType, package: str) -> list[types.ModuleType]:
+    """The Python modules that code imports, absolutely or from the packages around it."""
+    names = set(_import_names(code))
+    parts = package.split(".") if package else []
+    around = ["", *(".".join(parts[: k + 1]) + "." for k in range(len(parts)))]
+    found = [sys.modules.get(prefix + name) for name in names for prefix in around]
+    return [x for x in found if isinstance(x, types.ModuleType) and not is_foreign(x.__name__)]
+
+
+def _import_names(code: types.CodeType) -> Iterator[str]:
+    if _IMPORTS & set(code.co_code[::2]):
+        yield from (i.argval for i in dis.get_instructions(code) if i.opcode in _IMPORTS)
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _import_names(constant)
+
+
 def _names(code: types.CodeType) -> Iterator[str]:
     """The names that code and the functions within it look up, by strings, too."""
     yield from code.co_names
@@ -458,41 +436,3 @@ def _names(code: types.CodeType) -> Iterator[str]:
             yield from _names(constant)
         elif isinstance(constant, str) and constant.isidentifier():
             yield constant
-
-
-def _frozen(value: Any, depth: int, seen: set[int]) -> Hashable:
-    if type(value) in _PLAIN:
-        return (type(value), value)
-    if isinstance(value, Tensor):
-        return ("tensor", id(value))  # a plan reads the numbers of such a tensor at every call
-    if isinstance(value, _BUFFERS) or (_is_array(value) and not value.dtype.hasobject):
-        content = bytes(value) if isinstance(value, bytearray) else value.tobytes()
-        return (type(value), str(getattr(value, "dtype", "")), content if len(content) <= _MAX_BYTES else id(value))
-    if isinstance(value, types.FunctionType):
-        notes = _notes(value) if depth else None
-        return (id(value), tuple([(k, _frozen(v, depth - 1, seen)) for k, v in notes.items()]) if notes else ())
-    objects = is_object(value) and not isinstance(value, _CONTAINERS)
-    size = len(vars(value)) if objects else len(value) if isinstance(value, _CONTAINERS) else _MAX_ITEMS + 1
-    if size > _MAX_ITEMS or depth == 0 or id(value) in seen or len(seen) > _MAX_OBJECTS:
-        return ("object", id(value), len(value) if isinstance(value, _CONTAINERS) else 0)
-    seen.add(id(value))
-    if objects:
-        return (id(value), tuple([(k, _frozen(v, depth - 1, seen)) for k, v in vars(value).items()]))
-    if isinstance(value, dict):
-        return (dict, tuple([(repr(k), _frozen(v, depth - 1, seen)) for k, v in dict.items(value)]))
-    if isinstance(value, (set, frozenset)):
-        return (set, tuple(sorted(map(repr, value))))
-    return (type(value), tuple([_frozen(v, depth - 1, seen) for v in value]))
-
-
-_SIMPLE = (types.SimpleNamespace, argparse.Namespace, threading.local)
-
-
-def is_object(value: Any) -> bool:
-    """Whether a value is an object of a user's class, with attributes."""
-    cls = type(value)
-    if issubclass(cls, _SIMPLE):
-        return True
-    if issubclass(cls, (type, types.ModuleType, types.FunctionType, nn.Module, Tensor)) or _is_foreign(cls.__module__):
-        return False
-    return isinstance(getattr(value, "__dict__", None), dict)

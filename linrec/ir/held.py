@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from linrec.ir import members
+from linrec.ir.fields import attributes
 from linrec.ir.results import can_be_opened
 
 DEPTH = 4
@@ -39,7 +40,7 @@ def items(value: Any) -> list[tuple[Hashable, Any]]:
         return list(value.items())
     if type(value) in _LISTS or isinstance(value, tuple):
         return list(enumerate(value))
-    return list(vars(value).items())
+    return list(attributes(value).items())
 
 
 def item(value: Any, key: Any) -> Any:

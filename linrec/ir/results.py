@@ -11,6 +11,8 @@ from typing import Any
 
 from torch.utils import _pytree as pytree
 
+from linrec.ir.fields import attributes
+
 
 class _Opened:
     """The fields of a dataclass. Put together again, it is an instance of that class."""
@@ -56,4 +58,4 @@ def can_be_opened(x: Any) -> bool:
     if not dataclasses.is_dataclass(kind) or not all(c is object or dataclasses.is_dataclass(c) for c in kind.__mro__):
         return False
     names = {f.name for f in dataclasses.fields(kind)}
-    return all(hasattr(x, n) for n in names) and set(getattr(x, "__dict__", ())) <= names
+    return all(hasattr(x, n) for n in names) and attributes(x).keys() <= names

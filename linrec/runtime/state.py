@@ -9,13 +9,16 @@ import functools
 import operator
 import sys
 import types
-from collections.abc import Hashable, Iterable
+import weakref
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from linrec.capture.beside import is_foreign
 from linrec.ir import members
+from linrec.ir.fields import attributes
 from linrec.ir.held import DEPTH, is_open
 
 _PLAIN = (int, float, complex, bool, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
@@ -49,7 +52,10 @@ _MAX_BYTES = 1 << 16
 
 
 def frozen_state(
-    module: nn.Module, only: set[str] | None = None, modules: Iterable[nn.Module] | None = None
+    module: nn.Module,
+    only: set[str] | None = None,
+    modules: Iterable[nn.Module] | None = None,
+    own: Sequence[nn.Module] = (),
 ) -> Hashable:
     """Everything plain that the code of a module and its submodules can read from them.
 
@@ -57,8 +63,9 @@ def frozen_state(
         module: the module.
         only: the attribute names that count; all where None.
         modules: it and its submodules, where they are known already.
+        own: modules that attributes may hold, too, and that are not looked into there.
     """
-    memo: dict[int, Hashable] = {}
+    memo: dict[int, Hashable] = {id(m): ("object", id(m)) for m in own}
     parts: list[Any] = []
     for sub in members.modules(module) if modules is None else modules:
         parts.append(type(sub))
@@ -127,7 +134,7 @@ class Seen:
                 others.append(sub)
             parts.append(None if entry is None else entry[3])
         self._known = current
-        return (tuple(parts), frozen_state(modules[0], modules=others) if others else ()), others
+        return (tuple(parts), frozen_state(modules[0], modules=others, own=modules) if others else ()), others
 
     def _entry(self, sub: nn.Module, attributes: dict[str, Any]) -> Any:
         items = list(attributes.items())
@@ -195,12 +202,22 @@ def _frozen(value: Any, memo: dict[int, Hashable], depth: int, open_: int = 0) -
         found = (type(value), tuple(_frozen(v, memo, depth - 1, inner) for v in value))
     elif isinstance(value, (set, frozenset)):
         found = (type(value), tuple(sorted(map(repr, value))))
-    elif isinstance(value, (nn.Module, type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType)):
+    elif isinstance(value, nn.Module):  # one that no module has registered
+        own = [(n, v) for n, v in value.__dict__.items() if n not in ("_parameters", "_buffers", "_modules")]
+        inside = tuple((n, _frozen(v, memo, depth - 1)) for n, v in [*own, *value._modules.items()])
+        found = ("object", key, inside)
+    elif isinstance(value, (type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType)):
         found = ("object", key)
+    elif isinstance(value, weakref.ref):
+        found = ("reference", _frozen(value(), memo, depth - 1))
+    elif isinstance(value, types.MappingProxyType):
+        found = ("view", _frozen(dict(value), memo, depth - 1))
+    elif isinstance(value, functools.partial):
+        found = ("partial", key, *(_frozen(x, memo, depth - 1) for x in (value.args, value.keywords)))
     elif isinstance(value, types.MethodType):
         found = ("method", value.__func__, id(value.__self__))
-    elif hasattr(value, "__dict__"):
-        inside = tuple((n, _frozen(v, memo, depth - 1, inner)) for n, v in vars(value).items())
+    elif hasattr(value, "__dict__") or not is_foreign(type(value).__module__):
+        inside = tuple((n, _frozen(v, memo, depth - 1, inner)) for n, v in attributes(value).items())
         found = (type(value), 0 if open_ else key, inside)
     else:
         found = ("object", key)

@@ -26,8 +26,25 @@ from .edits import Edit, edited, edits
 aten = torch.ops.aten
 ROOT = Path(__file__).parents[2]
 
-PROVE = ("analysis.rules", "analysis.selection", "analysis.polynomial", "analysis.structure", "analysis.semiring")
-MOVE = ("analysis.vector_rules", "analysis.vectorize", "passes.split", "passes.hoist", "passes.sink", "passes.lower")
+PROVE = (
+    "analysis.rules",
+    "analysis.complex_rules",
+    "analysis.selection",
+    "analysis.polynomial",
+    "analysis.structure",
+    "analysis.semiring",
+)
+MOVE = (
+    "analysis.vector_rules",
+    "analysis.vectorize",
+    "passes.decompose",
+    "passes.detached",
+    "passes.parts",
+    "passes.split",
+    "passes.hoist",
+    "passes.sink",
+    "passes.lower",
+)
 LOWER = (
     "lowering.affine",
     "lowering.dense",
@@ -38,6 +55,9 @@ LOWER = (
     "capture.functionalize",
     "capture.reroll",
     "capture.generalize",
+    "capture.masks",
+    "capture.numbers",
+    "capture.surrogates",
 )
 COMPUTE = (
     "codegen.functions",
@@ -49,7 +69,17 @@ COMPUTE = (
     "ops.lti",
     "ops.semiring",
 )
-GUARD = ("runtime.plan", "runtime.dispatcher", "runtime.signature", "runtime.state")
+GUARD = (
+    "runtime.plan",
+    "runtime.dispatcher",
+    "runtime.signature",
+    "runtime.state",
+    "runtime.shortruns",
+    "capture.frozen",
+    "capture.surroundings",
+    "capture.snapshot",
+    "capture.decisions",
+)
 FILES = PROVE + MOVE + LOWER + COMPUTE + GUARD
 
 NOT_AFFINE = ("tanh", "sigmoid", "relu", "abs", "exp", "sin", "sgn", "reciprocal", "sqrt", "gelu", "silu")

@@ -177,12 +177,14 @@ def trace_once() -> None:
     trace = compiling._trace
 
     def remembered(
-        module: nn.Module, forward: Any, spec: Any, leaves: Any, axis: Any, length: int, fixed: bool
+        module: nn.Module, forward: Any, spec: Any, leaves: Any, axis: Any, length: int, *rest: Any
     ) -> Trace:
-        sizes = tuple(x.shape for x in leaves if isinstance(x, Tensor)) if fixed else ()
-        at = (getattr(module, "step", None), length, fixed, sizes, torch.is_grad_enabled())
+        if not isinstance(module, Loop):
+            return trace(module, forward, spec, leaves, axis, length, *rest)
+        varied, _, asked, periods = rest
+        at = (module.step, length, str(varied), str(asked), str(periods), torch.is_grad_enabled())
         if at not in known:
-            known[at] = trace(module, forward, spec, leaves, axis, length, fixed)
+            known[at] = trace(module, forward, spec, leaves, axis, length, *rest)
         return dataclasses.replace(known[at], graph_module=_copy(known[at].graph_module))
 
     compiling._trace = remembered

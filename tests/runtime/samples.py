@@ -24,7 +24,7 @@ TRACED = 12
 class Tally:
     """Counts where nobody looks: a model that changes what it reads is left alone."""
 
-    __slots__ = ("_count",)
+    __module__ = "torch"  # inside what belongs to torch nobody looks
 
     def __init__(self) -> None:
         self._count = itertools.count()

@@ -31,7 +31,7 @@ class Square(torch.autograd.Function):
 class Book:
     """What `Watched` notes, where nobody looks: a model that changes what it reads is left alone."""
 
-    __slots__ = ("beside", "failures", "joined", "runs", "threads")
+    __module__ = "torch"  # inside what belongs to torch nobody looks
 
     def __init__(self) -> None:
         self.beside: Callable[[], None] | None = None

@@ -1,0 +1,168 @@
+"""What code finds elsewhere, frozen into something that compares equal while it has not changed."""
+
+from __future__ import annotations
+
+import argparse
+import array
+import collections
+import functools
+import operator
+import sys
+import threading
+import types
+import weakref
+from collections.abc import Hashable
+from typing import Any
+
+from torch import Tensor, nn
+
+from linrec.capture.beside import is_foreign
+from linrec.ir.fields import attributes, slot_names
+
+PLAIN = (int, float, complex, bool, str, bytes, type(None))
+CONTAINERS = (list, dict, tuple, set, frozenset, collections.deque)
+BUFFERS = (bytearray, array.array)
+CODE = (types.FunctionType, types.BuiltinFunctionType, type, staticmethod, classmethod, property, functools.partial)
+"""What names may stand for so that other code runs."""
+MAX_ITEMS, _MAX_PLAIN = 1024, 1 << 16
+"""Items of a container that are looked into; and of one that holds nothing but numbers and strings."""
+MAX_OBJECTS = 256
+_MAX_BYTES = 1 << 16
+_DEPTH = 6
+
+
+class GONE:
+    """What a variable has that is not set."""
+
+
+class Kept:
+    """A value as it was.
+
+    Args:
+        value: the value; own: the ids of modules that are looked after otherwise.
+    """
+
+    def __init__(self, value: Any, own: frozenset[int] = frozenset()) -> None:
+        self._own = own
+        self._fixed = is_fixed(value)
+        self._value = value if self._fixed else None
+        self._items = None if self._fixed else _items(value)
+        self._frozen = None if self._fixed else _frozen(value, _DEPTH, set(), own)
+
+    def still(self, now: Any) -> bool:
+        """Whether `now` is that value, unchanged."""
+        if self._fixed:
+            old = self._value
+            return now is old or (type(now) is type(old) and type(now) in PLAIN and bool(now == old))
+        if self._items is not None and _has(now, self._items):
+            return True
+        return _frozen(now, _DEPTH, set(), self._own) == self._frozen
+
+
+def is_fixed(value: Any) -> bool:
+    """Whether a value is what it was as long as it is the same object, or equal."""
+    if isinstance(value, types.FunctionType):
+        return not notes(value)
+    if type(value) is tuple:
+        return all(map(is_fixed, value))
+    kinds = (*CODE[1:-1], types.ModuleType, types.CodeType)
+    return type(value) in PLAIN or isinstance(value, kinds) or value is GONE
+
+
+def _items(value: Any) -> tuple[Any, list[Any] | None, list[Any]] | None:
+    """A container, and what it holds, if that is nothing but what is fixed: then it is quick to compare."""
+    if isinstance(value, dict) and all(map(_is_kept, dict.values(value))):
+        return value, list(dict.keys(value)), list(dict.values(value))
+    if isinstance(value, (list, tuple)) and all(map(_is_kept, value)):
+        return value, None, list(value)
+    return None
+
+
+def _is_kept(value: Any) -> bool:
+    """Whether to find the same object is enough; a plan reads the numbers of a tensor at every call."""
+    return is_fixed(value) or isinstance(value, Tensor)
+
+
+def _has(now: Any, items: tuple[Any, list[Any] | None, list[Any]]) -> bool:
+    """Whether it is the same container with the same objects."""
+    container, keys, values = items
+    if now is not container or len(now) != len(values) or (keys is not None and list(dict.keys(now)) != keys):
+        return False
+    return all(map(operator.is_, now if keys is None else dict.values(now), values))
+
+
+def notes(function: types.FunctionType) -> dict[str, Any]:
+    """What somebody has put on a function, without what wrappers leave there."""
+    return {k: v for k, v in vars(function).items() if not k.startswith("__")} if function.__dict__ else {}
+
+
+def is_array(value: Any) -> bool:
+    """Whether a value is an array of numpy's."""
+    numpy = sys.modules.get("numpy")
+    return numpy is not None and isinstance(value, numpy.ndarray)
+
+
+_TABLES = ("_parameters", "_buffers", "_modules")
+
+
+def _frozen(value: Any, depth: int, seen: set[int], own: frozenset[int]) -> Hashable:
+    if type(value) in PLAIN:
+        return (type(value), value)
+    if isinstance(value, Tensor):
+        return ("tensor", id(value))
+    if isinstance(value, BUFFERS) or (is_array(value) and not value.dtype.hasobject):
+        content = bytes(value) if isinstance(value, bytearray) else value.tobytes()
+        return (type(value), str(getattr(value, "dtype", "")), content if len(content) <= _MAX_BYTES else id(value))
+    if isinstance(value, types.FunctionType):
+        found = notes(value) if depth else None
+        return (id(value), tuple([(k, _frozen(v, depth - 1, seen, own)) for k, v in found.items()]) if found else ())
+    if isinstance(value, weakref.ref):
+        return ("reference", _frozen(value(), depth, seen, own))
+    if isinstance(value, types.MappingProxyType):
+        return ("view", _frozen(dict(value), depth, seen, own))
+    inside = None if id(value) in own else _inside(value)
+    if inside is None or depth == 0 or id(value) in seen or len(seen) > MAX_OBJECTS or not _is_small(inside):
+        return ("object", id(value), 0 if inside is None else len(inside))
+    seen.add(id(value))
+    if isinstance(inside, dict):
+        name = type(value) if isinstance(value, dict) else id(value)
+        return (name, tuple([(repr(k), _frozen(v, depth - 1, seen, own)) for k, v in dict.items(inside)]))
+    if isinstance(inside, (set, frozenset)):
+        return (set, tuple(sorted(map(repr, inside))))
+    return (type(value), tuple([_frozen(v, depth - 1, seen, own) for v in inside]))
+
+
+def _inside(value: Any) -> Any:
+    """The items of a container, the attributes of an object, and of a module those that are neither tensors nor what it
+    was called with; None for anything else."""
+    if isinstance(value, CONTAINERS):
+        return value
+    if isinstance(value, nn.Module):
+        plain = {n: v for n, v in value.__dict__.items() if n not in _TABLES and not isinstance(v, Tensor)}
+        return {**plain, **value._modules}
+    return attributes(value) if is_object(value) else None
+
+
+def _is_small(container: Any) -> bool:
+    if len(container) <= MAX_ITEMS:
+        return True
+    if len(container) > _MAX_PLAIN:
+        return False
+    return all(type(x) in PLAIN for x in (dict.values(container) if isinstance(container, dict) else container))
+
+
+_SIMPLE = (types.SimpleNamespace, argparse.Namespace, threading.local)
+_HOLDING = frozenset(("collections", "configparser", "weakref"))
+"""Modules of Python's whose objects are containers, too."""
+
+
+def is_object(value: Any) -> bool:
+    """Whether a value is an object of a user's class, with attributes, or a container that is written in Python."""
+    cls = type(value)
+    if issubclass(cls, _SIMPLE):
+        return True
+    if issubclass(cls, (type, types.ModuleType, types.FunctionType, nn.Module, Tensor)):
+        return False
+    if is_foreign(cls.__module__) and cls.__module__ not in _HOLDING:
+        return False
+    return isinstance(getattr(value, "__dict__", None), dict) or bool(slot_names(cls))
