@@ -148,7 +148,7 @@ class Numbers:
         for kind in (type(shorter[0]), None):  # as it is in the trace, which may have made another of it
             alike = (k for k, s in enumerate(self.series) if s.values == values and s.dtype is dtype)
             known = next((k for k in alike if kind in (None, self.series[k].kind)), None)
-            places = self._places(values, count, dtype, _APART if known is None else 0, kind)
+            places = self._places(values, count, dtype, _APART, kind)
             if places is not None or known is not None:
                 break
         if places is None:
@@ -202,8 +202,8 @@ class Numbers:
         found: list[AffineInt] = []
         for k in reversed(range(apart)):
             both: set[int] | None = None
-            for s, own, at in zip(streams, taken, starts, strict=True):
-                kind, x = type(s[at]), values[0][k]
+            for s, own, at, known in zip(streams, taken, starts, values, strict=True):
+                kind, x = type(s[at]), known[k]
                 back = (d for d in range(1, at + 1) if type(s[at - d]) is kind and s[at - d] == x)
                 fits = {d for d in back if at - d not in own}
                 both = fits if both is None else both & fits

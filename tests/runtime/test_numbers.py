@@ -332,6 +332,29 @@ def test_a_first_step_that_gives_fewer_numbers() -> None:
     assert [r.parallel for r in report.recurrences] == [True] and not report.obstructions
 
 
+class GrownFromTheEnd(nn.Module):
+    """The first step's number is another one at every length, and two arguments have it."""
+
+    def __init__(self, twice: bool) -> None:
+        super().__init__()
+        self.twice = twice
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, g, out = x.new_zeros(x.shape[0], 3), x.new_zeros(x.shape[0], 3), None
+        for t in reversed(range(x.shape[1])):
+            g = 0.8 * g * (0.9**t if self.twice else 0.9) + x[:, t]
+            h = h * 0.9**t + 0.3 * g + x[:, t]
+            out = h.unsqueeze(1) if out is None else torch.cat([out, h.unsqueeze(1)], 1)
+        assert out is not None
+        return out
+
+
+@pytest.mark.parametrize("twice", [False, True])
+def test_a_first_step_with_another_number_at_every_length(twice: bool) -> None:
+    report = _agreed(linrec.parallelize(GrownFromTheEnd(twice)), GrownFromTheEnd(twice))
+    assert report.parallel and not report.obstructions
+
+
 class Unread(nn.Module):
     """States as they were before each update: nothing reads the last one, nor its number."""
 
