@@ -22,8 +22,9 @@ ALLOWED = 1e-3
 """Relative error that is allowed in single precision, or four times the loop's own if that is more."""
 LOOPS = 2
 """How often the loop is timed."""
-IN_A_TURN = 3
-"""Timed steps of a variant in its turn; the loop has one."""
+WARM, IN_A_TURN = 4, 5
+"""Steps of a variant in its turn that are not timed, and that are; the loop has one. It takes some steps of its own until
+the caches and the memory that is free again hold what a step of training finds there."""
 
 
 Clock = Callable[[], float]
@@ -170,8 +171,8 @@ def first_calls(variants: Mapping[str, Variant], inputs: Sequence[Tensor], gradi
 def take_turns(
     variants: Mapping[str, Variant], inputs: Sequence[Tensor], gradient: Tensor | None, rounds: int, clock: Clock
 ) -> dict[str, list[float]]:
-    """Seconds of each variant in each round. Who begins changes from round to round. A turn is one step that is not
-    timed and some that are, of which the median counts: in training, the step before a step was the model's own."""
+    """Seconds of each variant in each round. Who begins changes from round to round. A turn is some steps that are
+    not timed and some that are, of which the median counts: in training, the steps before were the model's own."""
     seconds: dict[str, list[float]] = {n: [] for n in variants}
     names = list(variants)
     for name in names:
@@ -183,12 +184,12 @@ def take_turns(
                 continue
             step = variants[name].prepare(inputs, gradient)
             took = []
-            for _ in range(1 if name == "loop" else 1 + IN_A_TURN):
+            for _ in range(1 if name == "loop" else WARM + IN_A_TURN):
                 begin = clock()
                 result = step()
                 took.append(clock() - begin)
                 del result
-            seconds[name].append(statistics.median(took[1:] or took))
+            seconds[name].append(statistics.median(took[WARM:] or took))
     return seconds
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, fx
 
 from linrec.analysis.polynomial import Factor, Index, Monomial
 from linrec.analysis.rules import Algebra
-from linrec.ir.nodes import value
+from linrec.ir.nodes import emit, value
 from linrec.ir.recurrence import LinearRecurrence
 from linrec.ir.sizes import hint
 from linrec.lowering.cost import Work
@@ -61,11 +61,11 @@ def _matrix(recurrence: LinearRecurrence, site: Site) -> fx.Node:
     emitter = site.emitter(recurrence)
     matrix = coefficients(emitter, tuple(terms), (row, column), recurrence.states[0])
     size = space.size(row)
-    return site.vectorizer.emit(_square, (matrix, size), recurrence.states[0])
-
-
-def _square(matrix: Tensor, size: int) -> Tensor:
-    return matrix[0].expand(size, size)
+    like = recurrence.states[0]
+    matrix = site.vectorizer.emit(aten.select.int, (matrix, 0, 0), like)
+    if all(isinstance(s, int) and s == size for s in value(matrix).shape):
+        return matrix
+    return site.vectorizer.emit(aten.expand.default, (matrix, [size, size]), like)
 
 
 def _diagonal(recurrence: LinearRecurrence, site: Site) -> fx.Node | None:
@@ -264,16 +264,33 @@ def convolution_operands(recurrence: LinearRecurrence, site: Site) -> tuple[Any,
     B = coefficients(emitter, (Monomial(m.coefficient, matrix),), (axes[axis], shared), state)
     kept = (*axes[:axis], *axes[axis + 1 :], shared)
     u = coefficients(emitter, (Monomial(1, inputs),), kept, state)
-    return A, B, u, site.initial[0], axis, site.vectorizer.length, not is_zero(site.initial[0])
+    started = not is_zero(site.initial[0])
+    h0 = site.initial[0] if started else _shaped(site, site.initial[0])
+    return A, B, u, h0, axis, site.vectorizer.length, started
+
+
+_EMPTY = {
+    aten.new_zeros.default: aten.new_empty.default,
+    aten.zeros_like.default: aten.empty_like.default,
+    aten.zeros.default: aten.empty.memory_format,
+}
+
+
+def _shaped(site: Site, zeros: fx.Node) -> fx.Node:
+    """In place of zeros, where nothing but their shape is asked for, memory that nobody fills."""
+    target = _EMPTY.get(zeros.target)
+    if target is None:
+        return zeros
+    return emit(site.graph_module.graph, site.vectorizer.before, target, zeros.args, zeros, dict(zeros.kwargs))
 
 
 def convolution_inputs(
-    A: Tensor, B: Tensor, u: Tensor, h0: Tensor, axis: int, length: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """B (d, m), u (T, *others, m) and the initial state (*others, d), in full."""
-    B = B[0].expand(A.shape[0], B.shape[-1])
-    rest = [*h0.shape[:axis], *h0.shape[axis + 1 :]]
-    return B, u.expand(length, *rest, u.shape[-1]), h0.movedim(axis, -1)
+    A: Tensor, B: Tensor, u: Tensor, h0: Tensor, axis: int, length: int, started: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """B (d, m), u (T, *others, m) and the initial state (*others, d), in full; None where it is zeros."""
+    B = B[0] if B.shape[1] == A.shape[0] else B[0].expand(A.shape[0], B.shape[-1])
+    full = (length, *h0.shape[:axis], *h0.shape[axis + 1 :], u.shape[-1])
+    return B, u if u.shape == full else u.expand(full), h0.movedim(axis, -1) if started else None
 
 
 @opaque(lambda A, B, u, h0, axis, length, started=True: states_shape(h0, length))
@@ -281,19 +298,19 @@ def convolved_states(
     A: Tensor, B: Tensor, u: Tensor, h0: Tensor, axis: int, length: int, started: bool = True
 ) -> Tensor:
     """All states of ``h[t] = A h[t-1] + B u[t]`` by FFT; by chunks where the impulse response grows."""
-    B, u, start = convolution_inputs(A, B, u, h0, axis, length)
+    B, u, start = convolution_inputs(A, B, u, h0, axis, length, started)
     kernel = response(A, B, length)
     if grows(kernel):
         return lti_scan(A, torch.einsum("dm,...m->...d", B, u), start, dim=0).movedim(-1, axis + 1)
-    return lti_fft(A, B, u, start if started else None, dim=0, response=kernel).movedim(-1, axis + 1)
+    return lti_fft(A, B, u, start, dim=0, response=kernel).movedim(-1, axis + 1)
 
 
 @opaque(lambda A, B, u, h0, axis, length, started=True: [(h0.shape, h0.dtype)])
 def convolved_last(A: Tensor, B: Tensor, u: Tensor, h0: Tensor, axis: int, length: int, started: bool = True) -> Tensor:
     """The last state of ``h[t] = A h[t-1] + B u[t]`` by one product with the reversed impulse response."""
-    B, u, start = convolution_inputs(A, B, u, h0, axis, length)
-    first = start if started else None
-    return lti_last(A, B, u, first, dim=0, backwards=backwards(A, B, length)).movedim(-1, axis)
+    B, u, start = convolution_inputs(A, B, u, h0, axis, length, started)
+    last = lti_last(A, B, u, start, dim=0, backwards=backwards(A, B, length))
+    return last if axis == last.dim() - 1 else last.movedim(-1, axis)
 
 
 def grows(kernel: Tensor) -> bool:

@@ -158,12 +158,12 @@ def convolved_readout(
     A: Tensor, B: Tensor, C: Tensor, u: Tensor, h0: Tensor, axis: int, length: int, started: bool = True
 ) -> Tensor:
     """``C h[t]`` for all steps, (T, *others, p), with ``h[t] = A h[t-1] + B u[t]``; C: (1, p, d) or sizes of 1."""
-    B, u, start = convolution_inputs(A, B, u, h0, axis, length)
+    B, u, start = convolution_inputs(A, B, u, h0, axis, length, started)
     C = C[0].expand(C.shape[1], A.shape[0])
     kernel = response(A, B, length)
     if grows(kernel):
         return lti_scan(A, torch.einsum("dm,...m->...d", B, u), start, dim=0) @ C.mT
-    return lti_readout(A, B, C, u, start if started else None, dim=0, response=kernel)
+    return lti_readout(A, B, C, u, start, dim=0, response=kernel)
 
 
 register(FoldedConvolution())

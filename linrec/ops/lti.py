@@ -84,7 +84,7 @@ def lti_fft(
 
     Source: Chilkuri and Eliasmith, "Parallelizing Legendre Memory Unit Training" (2021), eq. 26.
     """
-    _check(A, B.transpose(-1, -2))
+    _check(A, B, -2)
     A, B, u, h0, dtype, axis = _prepare(A, B, u, h0, dim)
     length = u.shape[axis]
     states = _convolve(_known(response, A, B, length), u, axis)
@@ -104,7 +104,7 @@ def lti_last(
 
     Source: Chilkuri and Eliasmith, "Parallelizing Legendre Memory Unit Training" (2021), eq. 25.
     """
-    _check(A, B.transpose(-1, -2))
+    _check(A, B, -2)
     A, B, u, h0, dtype, axis = _prepare(A, B, u, h0, dim)
     length = u.shape[axis]
     if backwards is None:
@@ -132,7 +132,7 @@ def lti_readout(
 
     Source: Chilkuri and Eliasmith, "Parallelizing Legendre Memory Unit Training" (2021), eqs. 20 and 26.
     """
-    _check(A, B.transpose(-1, -2))
+    _check(A, B, -2)
     _check(A, C)
     dtype = result_dtype(A, B, C, u, h0)
     A, B, u, h0, _, axis = _prepare(A, B, u, h0, dim, dtype)
@@ -148,8 +148,8 @@ def lti_readout(
     return y.to(dtype)
 
 
-def _check(A: Tensor, vectors: Tensor) -> None:
-    if A.ndim != 2 or A.shape[0] != A.shape[1] or vectors.ndim < 2 or vectors.shape[-1] != A.shape[0]:
+def _check(A: Tensor, vectors: Tensor, axis: int = -1) -> None:
+    if A.ndim != 2 or A.shape[0] != A.shape[1] or vectors.ndim < 2 or vectors.shape[axis] != A.shape[0]:
         shapes = f"{tuple(A.shape)} and {tuple(vectors.shape)}"
         raise ValueError(f"the transition must be (d, d) and act on vectors of size d, got {shapes}")
 

@@ -109,6 +109,8 @@ def _constant(A: Tensor, B: Tensor) -> bool:
 def _touch(entry: _Entry) -> None:
     """Keep an entry, as the one used last."""
     with _lock:
+        if _kept and _kept[-1] is entry:
+            return
         rest = [e for e in _kept if e is not entry]
         total, found = 0, []
         for e in [entry, *reversed(rest)][:_ENTRIES]:

@@ -26,6 +26,7 @@ from linrec.passes.base import Pass, PassResult
 from linrec.passes.entry import describe, prove
 from linrec.passes.rewrite import ScanView, erase_scan
 from linrec.passes.split import delayed
+from linrec.passes.views import merge_views
 
 aten = torch.ops.aten
 
@@ -61,6 +62,7 @@ class Lower(Pass):
             if scan_of(graph_module, node).carries:
                 found.append(self._lower(graph_module, node))
         graph_module.graph.eliminate_dead_code()
+        merge_views(graph_module.graph)
         return PassResult(graph_module, True, found)
 
     def _lower(self, graph_module: fx.GraphModule, node: fx.Node) -> Recurrence:

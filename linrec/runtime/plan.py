@@ -190,6 +190,11 @@ class Plan:
         return bool(self.attributes) or any(kind != "user" for kind, _ in self.outputs)
 
     @functools.cached_property
+    def _only_returns(self) -> bool:
+        """Whether a call returns what the graph does, and that is all."""
+        return not (self.has_effects or self.decisions or self.dense)
+
+    @functools.cached_property
     def written(self) -> set[str]:
         """The buffers that forward writes."""
         return {what for kind, what in self.outputs if kind == "buffer"}
@@ -204,6 +209,8 @@ class Plan:
                 flat = self.graph_module.forward(*arguments)
         else:
             flat = self.graph_module.forward(*arguments)
+        if self._only_returns:
+            return _assemble(self.out_spec, self.out_leaves, flat)
         user: list[Tensor] = [x for (kind, _), x in zip(self.outputs, flat, strict=True) if kind == "user"]
         for k in self.dense:
             if not user[k].is_contiguous():

@@ -96,7 +96,7 @@ def test_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     seconds = measure.take_turns(variants, [], None, 3, iter(range(1000)).__next__)
     assert {n: len(s) for n, s in seconds.items()} == {"loop": 2, "a": 3, "b": 3}
     turns = [["a"], ["b"], ["loop"], ["a"], ["b"], ["a"], ["b"], ["loop"], ["b"], ["a"]]
-    times = [1, 1, *(1 if n == ["loop"] else 1 + measure.IN_A_TURN for n in turns[2:])]
+    times = [1, 1, *(1 if n == ["loop"] else measure.WARM + measure.IN_A_TURN for n in turns[2:])]
     assert order == [name for n, k in zip(turns, times, strict=True) for name in n * k]
     assert {x for s in seconds.values() for x in s} == {1}
 
