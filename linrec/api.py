@@ -114,6 +114,13 @@ class _Parallelized:
         self.module.refresh()
         return self.module(*args, **kwargs)
 
+    def __get__(self, instance: Any, owner: type | None = None) -> _Parallelized:
+        if instance is None:
+            return self
+        name = f"{type(instance).__name__}.{getattr(self, '__name__', 'the function')}"
+        text = f"{name} was decorated with parallelize, which takes functions and modules, not methods of a class."
+        raise LinrecError(f"{text} Leave the class as it is, and call linrec.parallelize(model) on its instances.")
+
 
 @overload
 def parallelize(

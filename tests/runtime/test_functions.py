@@ -91,6 +91,16 @@ def test_a_decorator() -> None:
     assert_parallel(decorated)
 
 
+def test_a_decorated_method() -> None:
+    class Decorated(Gated):
+        @linrec.parallelize
+        def forward(self, x: Tensor) -> Tensor:
+            return x
+
+    with pytest.raises(linrec.LinrecError, match=r"Decorated.forward was decorated .* call linrec.parallelize\(model\)"):
+        Decorated()(series())
+
+
 def test_a_lambda_over_modules() -> None:
     """The modules that it calls keep nothing of linrec after `revert`."""
     layers, expected = [build(Gated), build(Gated)], [build(Gated), build(Gated)]
