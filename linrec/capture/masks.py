@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from linrec.capture.placed import placed_writes
 from linrec.ir.nodes import emit, shape_of, value
 
 aten = torch.ops.aten
@@ -16,6 +17,7 @@ aten = torch.ops.aten
 def write_as_choices(graph: fx.Graph) -> None:
     """Writes that choose what stays, as functions of which the analysis knows what they keep."""
     masked_writes(graph)
+    placed_writes(graph)
     filled(graph)
 
 

@@ -97,7 +97,9 @@ def test_a_decorated_method() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return x
 
-    with pytest.raises(linrec.LinrecError, match=r"Decorated.forward was decorated .* call linrec.parallelize\(model\)"):
+    with pytest.raises(
+        linrec.LinrecError, match=r"Decorated.forward was decorated .* call linrec.parallelize\(model\)"
+    ):
         Decorated()(series())
 
 
