@@ -39,8 +39,9 @@ class Steps:
 
     @property
     def rank(self) -> int:
-        """The number of dimensions of one step's value, without time."""
-        return int(value(self.step).dim())
+        """The number of dimensions of one step's value, without time; none of a number."""
+        own = value(self.step)
+        return own.dim() if isinstance(own, torch.Tensor) else 0
 
 
 class Vectorizer:
