@@ -6,6 +6,7 @@ from linrec.analysis import fourier as fourier
 from linrec.analysis import indexing as indexing
 from linrec.analysis import loss_rules as loss_rules
 from linrec.analysis import matrix_rules as matrix_rules
+from linrec.analysis import norm_rules as norm_rules
 from linrec.analysis import row_rules as row_rules
 from linrec.analysis import selection as selection
 from linrec.analysis import vector_rules as vector_rules

@@ -58,11 +58,40 @@ def _times(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return (b.mT @ a.mT).mT if a.dim() == 2 else a @ b
 
 
+def _batch_norm(
+    x: torch.Tensor,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    running_mean: torch.Tensor,
+    running_var: torch.Tensor,
+    training: bool,
+    momentum: float,
+    eps: float,
+) -> tuple[torch.Tensor, ...]:
+    """Normalisation by a batch, and what it makes of the averages over the batches before."""
+    if not training or len({y.dtype for y in (x, running_mean, running_var)}) > 1:
+        raise Unknown("averages that are used, or kept in another precision")
+    dims, channels = [d for d in range(x.dim()) if d != 1], (-1, *(1,) * (x.dim() - 2))
+    mean = x.mean(dims)
+    centred = x - mean.view(channels)
+    scale = (centred.square().mean(dims) + eps).rsqrt()
+    y = centred * scale.view(channels)
+    y = y if weight is None else y * weight.view(channels)
+    y = y if bias is None else y + bias.view(channels)
+    seen = x.detach()
+    averages = [(running_mean, seen.mean(dims)), (running_var, seen.var(dims, correction=1))]
+    return y, mean, scale, *((1 - momentum) * old + momentum * new for old, new in averages)
+
+
 _SOLVES: dict[Any, Any] = {
     aten.linalg_solve_triangular.default: _solve_triangular,
     aten.cholesky_solve.default: _cholesky_solve,
+    aten._native_batch_norm_legit_functional.default: _batch_norm,
 }
-"""Solutions of systems whose matrix is given in another way."""
+"""Solutions of systems whose matrix is given in another way; and what keeps averages of its own."""
+
+_ALWAYS = frozenset((aten._native_batch_norm_legit_functional.default,))
+"""Of these, what holds a state back that only some of its parts read."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +135,7 @@ def _has_own(target: Any) -> bool:
 def _write_out(graph: fx.Graph, node: fx.Node, stateful: set[fx.Node]) -> bool:
     try:
         body = _traced(graph, node)
-        if not _helps(node, body, stateful):
+        if node.target not in _ALWAYS and not _helps(node, body, stateful):
             return False
         if isinstance(value(node), (tuple, list)) and any(user.target is not operator.getitem for user in node.users):
             return False
