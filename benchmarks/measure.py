@@ -23,8 +23,8 @@ ALLOWED = 1e-3
 LOOPS = 2
 """How often the loop is timed."""
 WARM, IN_A_TURN = 4, 5
-"""Steps of a variant in its turn that are not timed, and that are; the loop has one. It takes some steps of its own until
-the caches and the memory that is free again hold what a step of training finds there."""
+"""Steps of a variant in its turn that are not timed, and that are; the loop has one. It takes some steps of its own
+until the caches and the memory that is free again hold what a step of training finds there."""
 
 
 Clock = Callable[[], float]

@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from linrec.capture.beside import is_foreign
-from linrec.ir.fields import attributes, slot_names
+from linrec.ir.fields import attributes, entries, slot_names
 
 PLAIN = (int, float, complex, bool, str, bytes, type(None))
 CONTAINERS = (list, dict, tuple, set, frozenset, collections.deque)
@@ -72,7 +72,8 @@ def is_fixed(value: Any) -> bool:
 def _items(value: Any) -> tuple[Any, list[Any] | None, list[Any]] | None:
     """A container, and what it holds, if that is nothing but what is fixed: then it is quick to compare."""
     if isinstance(value, dict) and all(map(_is_kept, dict.values(value))):
-        return value, list(dict.keys(value)), list(dict.values(value))
+        pairs = list(entries(value))
+        return value, [k for k, _ in pairs], [v for _, v in pairs]
     if isinstance(value, (list, tuple)) and all(map(_is_kept, value)):
         return value, None, list(value)
     return None
@@ -86,9 +87,11 @@ def _is_kept(value: Any) -> bool:
 def _has(now: Any, items: tuple[Any, list[Any] | None, list[Any]]) -> bool:
     """Whether it is the same container with the same objects."""
     container, keys, values = items
-    if now is not container or len(now) != len(values) or (keys is not None and list(dict.keys(now)) != keys):
+    if now is not container or len(now) != len(values):
         return False
-    return all(map(operator.is_, now if keys is None else dict.values(now), values))
+    if keys is None:
+        return all(map(operator.is_, now, values))
+    return all(k == key and v is old for (k, v), key, old in zip(entries(now), keys, values, strict=True))
 
 
 def notes(function: types.FunctionType) -> dict[str, Any]:
@@ -126,7 +129,7 @@ def _frozen(value: Any, depth: int, seen: set[int], own: frozenset[int]) -> Hash
     seen.add(id(value))
     if isinstance(inside, dict):
         name = type(value) if isinstance(value, dict) else id(value)
-        return (name, tuple([(repr(k), _frozen(v, depth - 1, seen, own)) for k, v in dict.items(inside)]))
+        return (name, tuple([(repr(k), _frozen(v, depth - 1, seen, own)) for k, v in entries(inside)]))
     if isinstance(inside, (set, frozenset)):
         return (set, tuple(sorted(map(repr, inside))))
     return (type(value), tuple([_frozen(v, depth - 1, seen, own) for v in inside]))

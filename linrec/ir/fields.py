@@ -1,9 +1,11 @@
-"""The attributes of an object, those in slots included."""
+"""The attributes of an object, those in slots included; the entries of a dict, whatever its class makes of them."""
 
 from __future__ import annotations
 
+import collections
 import types
 import weakref
+from collections.abc import Iterable
 from typing import Any
 
 _KNOWN: weakref.WeakKeyDictionary[type, tuple[str, ...]] = weakref.WeakKeyDictionary()
@@ -36,3 +38,10 @@ def attributes(value: Any) -> dict[str, Any]:
     """All attributes that an object has of its own; where it has no slots, the dict itself that holds them."""
     own: dict[str, Any] = getattr(value, "__dict__", {})
     return {**slots(value), **own} if slot_names(type(value)) else own
+
+
+def entries(value: dict[Any, Any]) -> Iterable[tuple[Any, Any]]:
+    """The keys and values of a dict, in its order."""
+    kind: Any = collections.OrderedDict if isinstance(value, collections.OrderedDict) else dict
+    found: Iterable[tuple[Any, Any]] = kind.items(value)
+    return found

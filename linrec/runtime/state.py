@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from linrec.capture.beside import is_foreign
 from linrec.ir import members
-from linrec.ir.fields import attributes
+from linrec.ir.fields import attributes, entries
 from linrec.ir.held import DEPTH, is_open
 
 _PLAIN = (int, float, complex, bool, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
@@ -197,7 +197,7 @@ def _frozen(value: Any, memo: dict[int, Hashable], depth: int, open_: int = 0) -
     if depth == 0:
         found: Hashable = ("object", key)
     elif isinstance(value, dict):
-        found = (type(value), tuple((repr(k), _frozen(v, memo, depth - 1, inner)) for k, v in dict.items(value)))
+        found = (type(value), tuple((repr(k), _frozen(v, memo, depth - 1, inner)) for k, v in entries(value)))
     elif isinstance(value, (list, tuple, collections.deque)):
         found = (type(value), tuple(_frozen(v, memo, depth - 1, inner) for v in value))
     elif isinstance(value, (set, frozenset)):

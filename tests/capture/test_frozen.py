@@ -1,0 +1,246 @@
+"""What code finds elsewhere, and a module's own attributes, compare equal as long as nothing in them has changed."""
+
+from __future__ import annotations
+
+import argparse
+import array
+import collections
+import functools
+import queue
+import types
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import numpy
+import pytest
+import torch
+from torch import nn
+
+from linrec.capture.frozen import GONE, Kept, is_object
+from linrec.ir.fields import attributes, set_slots, slots
+from linrec.runtime.state import Seen, frozen_state
+
+
+class Plain:
+    def __init__(self) -> None:
+        self.a: Any = 1.0
+
+
+class Slotted:
+    __slots__ = ("__weakref__", "a", "b")
+
+    def __init__(self) -> None:
+        self.a: Any = 1.0
+
+
+class Both(Slotted):
+    def __init__(self) -> None:
+        super().__init__()
+        self.c = [1.0]
+
+
+class Holder:
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
+class Named(collections.OrderedDict[str, Any]):
+    """A dict with attributes."""
+
+
+def function() -> None:
+    pass
+
+
+def noted() -> Any:
+    def inner() -> None:
+        pass
+
+    inner.gain = 1.0  # type: ignore[attr-defined]
+    return inner
+
+
+def put(x: Any) -> None:
+    x.a = 2.0
+
+
+def hook(x: nn.Module) -> None:
+    x.register_forward_hook(lambda *_: None)
+
+
+def nested(depth: int) -> Any:
+    found: Any = [1.0]
+    for _ in range(depth):
+        found = Holder(found)
+    return found
+
+
+def innermost(x: Any) -> None:
+    while isinstance(x, Holder):
+        x = x.value
+    x[0] = 2.0
+
+
+def cyclic() -> Any:
+    found = Holder([1.0])
+    found.value.append(found)
+    return found
+
+
+CHANGES: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
+    "list": (lambda: [1.0, 2.0], lambda x: x.__setitem__(1, 3.0)),
+    "list that grows": (lambda: [1.0, 2.0], lambda x: x.append(1.0)),
+    "list, another type": (lambda: [1.0, 2.0], lambda x: x.__setitem__(0, 1)),
+    "list with an object": (lambda: [Plain(), 1.0], lambda x: put(x[0])),
+    "list with an object first": (lambda: [1.0, Plain()], lambda x: put(x[1])),
+    "long list": (lambda: [0.0] * 5000, lambda x: x.__setitem__(4000, 1.0)),
+    "list of objects": (lambda: [Plain() for _ in range(100)], lambda x: put(x[99])),
+    "list of tensors": (lambda: [torch.zeros(2)], lambda x: x.__setitem__(0, torch.zeros(2))),
+    "dict": (lambda: {"a": 1.0, "b": 2.0}, lambda x: x.__setitem__("b", 3.0)),
+    "dict, another key": (lambda: {"a": 1.0}, lambda x: x.__setitem__("b", x.pop("a"))),
+    "dict with an object": (lambda: {"a": Plain(), "b": 1.0}, lambda x: put(x["a"])),
+    "dict that shrinks": (lambda: {"a": 1.0, "b": 2.0}, lambda x: x.pop("b")),
+    "ordered dict with another order": (
+        lambda: collections.OrderedDict(a=1.0, b=1.0),
+        lambda x: x.move_to_end("a"),
+    ),
+    "set": (lambda: {1, 2}, lambda x: x.add(3)),
+    "deque": (lambda: collections.deque([1.0]), lambda x: x.append(2.0)),
+    "bytes": (lambda: bytearray(b"ab"), lambda x: x.__setitem__(0, 1)),
+    "array": (lambda: array.array("d", [1.0]), lambda x: x.__setitem__(0, 2.0)),
+    "numpy": (lambda: numpy.zeros(3), lambda x: x.__setitem__(2, 1.0)),
+    "object": (Plain, put),
+    "object with another attribute": (Plain, lambda x: setattr(x, "b", 1.0)),
+    "object with an attribute less": (Plain, lambda x: delattr(x, "a")),
+    "slots": (Slotted, put),
+    "a slot that is set later": (Slotted, lambda x: setattr(x, "b", 1.0)),
+    "slots and attributes": (Both, lambda x: x.c.append(1.0)),
+    "slots of a base": (Both, put),
+    "names": (lambda: types.SimpleNamespace(a=1.0), put),
+    "arguments": (lambda: argparse.Namespace(a=1.0), put),
+    "six deep": (lambda: nested(4), innermost),
+    "a cycle": (cyclic, lambda x: x.value.__setitem__(0, 2.0)),
+    "weak reference": (lambda: Holder([weakref.ref(STRONG)]), lambda x: put(STRONG)),
+    "view": (lambda: types.MappingProxyType(TABLE), lambda x: TABLE.__setitem__("a", TABLE["a"] + 1)),
+    "user dict": (lambda: collections.UserDict(a=1.0), lambda x: x.update(a=2.0)),
+    "notes on a function": (noted, lambda x: setattr(x, "gain", 2.0)),
+    "module": (lambda: nn.Dropout(0.5), lambda x: setattr(x, "p", 0.1)),
+    "module in training": (lambda: nn.Dropout(0.5), lambda x: x.eval()),
+    "module within": (lambda: nn.Sequential(nn.Dropout(0.5)), lambda x: x[0].eval()),
+    "hook": (lambda: nn.Sequential(nn.Identity()), lambda x: hook(x[0])),
+    "module replaced": (lambda: nn.Sequential(nn.Identity()), lambda x: x.__setitem__(0, nn.Identity())),
+}
+STRONG = Plain()
+TABLE = {"a": 1.0}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_what_is_found_elsewhere(name: str) -> None:
+    make, change = CHANGES[name]
+    value = make()
+    kept = Kept(value)
+    assert kept.still(value) and kept.still(value)
+    change(value)
+    assert not kept.still(value)
+    assert Kept(value).still(value)
+
+
+@pytest.mark.parametrize("name", [n for n in CHANGES if n not in ("notes on a function", "weak reference")])
+def test_attributes_of_a_module(name: str) -> None:
+    make, change = CHANGES[name]
+    owner = nn.Identity()
+    owner.held = [make()]
+    before = frozen_state(owner)
+    assert frozen_state(owner) == before
+    change(owner.held[0])
+    if name == "list of tensors":  # those are looked up at every call
+        assert frozen_state(owner) == before
+    else:
+        assert frozen_state(owner) != before
+
+
+@pytest.mark.parametrize(
+    "old, new, same",
+    [
+        (1.0, 1.0, True),
+        (1.0, 1, False),
+        (1, True, False),
+        (0.5, 0.7, False),
+        ("a", "a", True),
+        (None, None, True),
+        (None, 0, False),
+        (GONE, GONE, True),
+        (GONE, None, False),
+        (function, function, True),
+        (function, noted, False),
+        (Plain, Plain, True),
+        (Plain, Slotted, False),
+        (tuple([1.0, "a"]), tuple([1.0, "a"]), False),  # to look closer would take longer than to compile again
+        ([1.0], [1.0], True),
+        ([1.0], [1], False),
+        ({"a": 1}, {"a": 1}, True),
+        (b"a", bytearray(b"a"), False),
+        (math_module := types.ModuleType("math_module"), math_module, True),
+    ],
+)
+def test_another_value(old: Any, new: Any, same: bool) -> None:
+    assert Kept(old).still(new) is same
+
+
+def test_what_is_too_large_counts_as_one_object() -> None:
+    large = [Plain() for _ in range(3000)]
+    kept = Kept(large)
+    put(large[2999])
+    assert kept.still(large)
+    large.append(Plain())
+    assert not kept.still(large)
+    other = [0.0] * (1 << 17)
+    kept = Kept(other)
+    assert kept.still(other) and not kept.still(other[:-1])
+
+
+def test_modules_that_are_looked_after_otherwise() -> None:
+    own = nn.Dropout(0.5)
+    kept = Kept([own, 1.0], frozenset([id(own)]))
+    own.p = 0.1
+    assert kept.still([own, 1.0]) and not kept.still([nn.Dropout(0.5), 1.0])
+
+
+def test_what_has_attributes() -> None:
+    assert is_object(Plain()) and is_object(Slotted()) and is_object(collections.UserList()) and is_object(Both())
+    assert not any(map(is_object, (1.0, Plain, function, torch.zeros(1), nn.Identity(), types, queue.Queue(), print)))
+    assert not is_object(functools.partial(function)) and not is_object(numpy.random.default_rng(0))
+
+
+def test_slots() -> None:
+    x = Both()
+    assert attributes(x).keys() == {"a", "c", "__weakref__"} or attributes(x).keys() == {"a", "c"}
+    before = slots(x)
+    x.a, x.b = 5.0, 6.0
+    set_slots(x, before)
+    assert x.a == 1.0 and not hasattr(x, "b")
+    plain = Plain()
+    assert attributes(plain) is vars(plain) and attributes(1.0) == {}
+
+
+def test_what_a_module_was_at_its_last_call() -> None:
+    """Modules whose attributes cannot change are compared by identity; the others are frozen anew."""
+    model = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5))
+    modules = list(model.modules())
+    seen = Seen()
+    first = seen.frozen(modules)
+    assert seen.frozen(modules) == first and not first[1]
+    model[1].p = 0.1
+    second = seen.frozen(modules)
+    assert second != first and seen.frozen(modules) == second
+    model[0].extra = (1.0, [2.0])
+    third = seen.frozen(modules)
+    assert third[1] == [model[0]] and third != second
+    model[0].extra[1][0] = 3.0
+    assert seen.frozen(modules) != third
+    model[0].forward = types.MethodType(lambda self, x: x, model[0])
+    fourth = seen.frozen(modules)
+    model[0].forward = types.MethodType(lambda self, x: 2 * x, model[0])
+    assert seen.frozen(modules) != fourth
+    assert Seen().frozen(modules[:2]) != Seen().frozen(modules)
