@@ -19,7 +19,7 @@ from torch import nn
 
 from linrec.capture.frozen import GONE, Kept, is_object
 from linrec.ir.fields import attributes, set_slots, slots
-from linrec.runtime.state import Seen, frozen_state
+from linrec.runtime.state import Frozen, Seen, frozen_state, submodules
 
 
 class Plain:
@@ -244,3 +244,83 @@ def test_what_a_module_was_at_its_last_call() -> None:
     model[0].forward = types.MethodType(lambda self, x: 2 * x, model[0])
     assert seen.frozen(modules) != fourth
     assert Seen().frozen(modules[:2]) != Seen().frozen(modules)
+
+
+def test_frozen_values() -> None:
+    one, same, other = Frozen((1, "a")), Frozen((1, "a")), Frozen((1, "b"))
+    assert one == same and one == one and hash(one) == hash(same)
+    assert one != other and one != (1, "a") and other != one
+    alike = Frozen((1, "b"))
+    alike.hash = one.hash  # numbers that meet by chance
+    assert one != alike
+
+
+def test_which_attributes_count() -> None:
+    owner = nn.Identity()
+    owner.a, owner.b, owner.c = 1.0, torch.zeros(2), [1.0]
+
+    def changed(name: str, value: Any, only: set[str] | None = None) -> bool:
+        before, old = frozen_state(owner, only), owner.__dict__.get(name)
+        owner.__dict__[name] = value
+        after = frozen_state(owner, only)
+        owner.__dict__[name] = old
+        return before != after
+
+    for only in (None, {"a", "c"}):
+        assert changed("a", 2.0, only) and changed("c", [2.0], only) and changed("a", 1, only)
+    assert not changed("b", torch.ones(2)) and changed("b", 1.0) and not changed("b", 1.0, {"a"})
+    assert not changed("c", [2.0], {"a"}) and not changed("a", 2.0, {"c"})
+    for table in ("_forward_hooks", "_parameters", "_is_full_backward_hook"):
+        assert not changed(table, collections.OrderedDict(x=1.0))
+    assert changed("forward", function) and changed("forward", types.MethodType(function, owner), {"a"})
+    assert not changed("forward", 1.0)
+    assert not changed("other", function, {"a"}) and changed("other", function)
+
+
+def test_tensors_in_containers() -> None:
+    """Where they are looked up at every call, that there is one is what counts; deeper ones are constants."""
+
+    def within(depth: int) -> tuple[nn.Module, list[Any]]:
+        inner: list[Any] = [torch.zeros(2)]
+        found = inner
+        for _ in range(depth):
+            found = [found]
+        owner = nn.Identity()
+        owner.held = found
+        return owner, inner
+
+    for depth in range(6):
+        owner, inner = within(depth)
+        before = frozen_state(owner)
+        inner[0] = torch.ones(2)
+        assert (frozen_state(owner) == before) is (depth < 4)
+    owner, inner = within(5)
+    before = frozen_state(owner)
+    inner[0].add_(1)
+    assert frozen_state(owner) != before
+    owner = nn.Identity()
+    owner.held = Holder([torch.zeros(2)])  # an object: no place leads into it
+    before = frozen_state(owner)
+    owner.held.value[0].add_(1)
+    assert frozen_state(owner) != before
+
+
+def test_modules_with_the_same_attributes() -> None:
+    class Other(nn.Identity):
+        pass
+
+    seen, one = Seen(), nn.Identity()
+    other = object.__new__(Other)
+    other.__dict__ = one.__dict__
+    first = seen.frozen([one])
+    assert seen.frozen([other]) != first
+    assert seen.frozen([one]) == first
+    one.__class__ = Other
+    assert seen.frozen([one]) != first
+
+
+def test_submodules() -> None:
+    shared = nn.Linear(2, 2)
+    model = nn.Sequential(nn.Sequential(shared, nn.Tanh()), shared, nn.ReLU())
+    model.register_module("none", None)
+    assert submodules(model) == list(model.modules())
