@@ -23,6 +23,10 @@ def asked(*outcomes: bool, lines: str = A) -> list[tuple[bool, str]]:
     return [(outcome, lines) for outcome in outcomes]
 
 
+def equal(a: object, b: object) -> None:
+    """Has the name of a function of torch's."""
+
+
 def decision(outcome: bool = True, numbers: int = 1) -> Decision:
     return Decision(torch.full((numbers,), outcome), outcome, "")
 
@@ -70,13 +74,21 @@ def test_steps_that_go_either_way_are_refused(outcomes: list[bool]) -> None:
         grouped([decision(o) for o in outcomes], asked(*outcomes), {A: 1})
 
 
+def test_first_steps_that_ask_twice() -> None:
+    outcomes = [True, True, True, False, False, False, False, False]
+    found = grouped([decision(o) for o in outcomes], asked(*outcomes), {A: 2})
+    assert [d.way for d in found] == [(False, (True, True)), (False, (True,))]
+    assert [found[0].expects(k) for k in range(0, 8, 2)] == outcomes[::2]
+    assert [found[1].expects(k) for k in range(1, 8, 2)] == outcomes[1::2]
+
+
 def test_conditions_of_several_numbers_are_refused() -> None:
     with pytest.raises(Refused, match="A step branches on a tensor"):
         grouped([decision(), decision(numbers=2), decision(), decision()], asked(*[True] * 4), {A: 1})
 
 
 def test_numbers_as_conditions() -> None:
-    values = [Decision(torch.tensor(2.0), True, ""), Decision(torch.tensor([0.5]), True, "")]
+    values = [Decision(torch.tensor(1.0), True, ""), Decision(torch.tensor([0.5]), True, "")]
     (found,) = grouped([*values, *values], asked(*[True] * 4), {A: 1})
     assert found.condition.tolist() == [True] * 4
     one = Decision(torch.tensor(2.0), True, A)
@@ -110,6 +122,7 @@ def test_what_asks() -> None:
     assert is_asked(Tensor.__bool__, (x,), {}) and not is_asked(Tensor.__len__, (x,), {})
     assert is_asked(torch.equal, (x, x), {}) and is_asked(torch.allclose, (x,), {"other": x})
     assert not is_asked(torch.equal, (x, torch.ones(3)), {}) and not is_asked(torch.add, (x, x), {})
+    assert not is_asked(equal, (x, 1.0), {})
     assert not is_asked(bool.__bool__ if hasattr(bool, "__bool__") else int.__bool__, (True,), {})
     assert bool(condition_of(torch.equal, (x, x), {})) and not bool(condition_of(torch.equal, (x, 2 * x), {}))
     assert bool(condition_of(torch.allclose, (x, x + 1e-3), {"atol": 1e-2}))

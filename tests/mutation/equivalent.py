@@ -14,6 +14,21 @@ EQUIVALENT: dict[str, str] = {
     "_assemble: arguments swapped: pytree.tree_unflatten": "torch takes the two in either order",
     "_frozen: results swapped: return (type(value), value)": "a pair compares equal in either order",
     "_frozen: guard dropped: if key in memo": "the depth ends it as well",
+    "Frozen.__eq__: condition dropped: self is other or": "what is the same has the same hash and value",
+    "Frozen.__eq__: condition dropped: isinstance(other, Frozen) and self.hash == other.hash and (self.val...  ->  isins"
+    "tance(other, Frozen) and self.value": "equal values have equal hashes",
+    "Seen.frozen: ": "modules are frozen anew more often, or one with the very same attributes counts as the other",
+    "_is_fixed: condition dropped: type(value) in _FIXED or": "tuples are frozen anew at every call",
+    "_frozen: results swapped: return (type(value), bytes": "a pair compares equal in either order",
+    "_frozen: arguments swapped: max(": "in either order",
+    "_is_kept: condition dropped": "it is frozen in full, which takes longer",
+    "_has: ": "it is frozen in full, which takes longer",
+    "Decision.holds: guard dropped: if not self.period": "of one number, all and any are that number",
+    "Decision.expects: off by one: 0  ->  1": "around the loop there are no first steps",
+    "_together: off by one: 0  ->  1": "the last step is like itself",
+    "_together: arguments swapped: min(": "in either order",
+    "_together: off by one: 1  ->  2": "the last two steps go the same way",
+    "first_otherwise: off by one: 0  ->  1": "of lines that are not known",
     "_frozen: off by one: 0  ->  1": "one level less is seen by identity, which compares unequal more often",
 }
 
