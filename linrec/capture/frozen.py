@@ -121,13 +121,11 @@ def _frozen(value: Any, depth: int, seen: set[int], own: frozenset[int]) -> Hash
         return (id(value), tuple([(k, _frozen(v, depth - 1, seen, own)) for k, v in found.items()]) if found else ())
     if isinstance(value, weakref.ref):
         return ("reference", _frozen(value(), depth, seen, own))
-    if isinstance(value, types.MappingProxyType):
-        return ("view", _frozen(dict(value), depth, seen, own))
     inside = None if id(value) in own else _inside(value)
     if inside is None or depth == 0 or id(value) in seen or len(seen) > MAX_OBJECTS or not _is_small(inside):
         return ("object", id(value), 0 if inside is None else len(inside))
     seen.add(id(value))
-    if isinstance(inside, dict):
+    if isinstance(inside, (dict, types.MappingProxyType)):
         name = type(value) if isinstance(value, dict) else id(value)
         return (name, tuple([(repr(k), _frozen(v, depth - 1, seen, own)) for k, v in entries(inside)]))
     if isinstance(inside, (set, frozenset)):
@@ -138,7 +136,7 @@ def _frozen(value: Any, depth: int, seen: set[int], own: frozenset[int]) -> Hash
 def _inside(value: Any) -> Any:
     """The items of a container, the attributes of an object, and of a module those that are neither tensors nor what it
     was called with; None for anything else."""
-    if isinstance(value, CONTAINERS):
+    if isinstance(value, (*CONTAINERS, types.MappingProxyType)):
         return value
     if isinstance(value, nn.Module):
         plain = {n: v for n, v in value.__dict__.items() if n not in _TABLES and not isinstance(v, Tensor)}
@@ -151,7 +149,9 @@ def _is_small(container: Any) -> bool:
         return True
     if len(container) > _MAX_PLAIN:
         return False
-    return all(type(x) in PLAIN for x in (dict.values(container) if isinstance(container, dict) else container))
+    if isinstance(container, (dict, types.MappingProxyType)):
+        container = [v for _, v in entries(container)]
+    return all(type(x) in PLAIN for x in container)
 
 
 _SIMPLE = (types.SimpleNamespace, argparse.Namespace, threading.local)

@@ -91,7 +91,7 @@ def _reached(values: list[Any], seen: set[int]) -> set[Any]:
         elif isinstance(value, weakref.ref):
             pending.append(value())
         elif kind is types.MappingProxyType:
-            pending.append(dict(value))
+            pending += value.values()
         elif isinstance(value, CONTAINERS):
             if len(value) <= MAX_ITEMS:
                 pending += dict.values(value) if isinstance(value, dict) else value

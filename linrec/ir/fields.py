@@ -40,8 +40,10 @@ def attributes(value: Any) -> dict[str, Any]:
     return {**slots(value), **own} if slot_names(type(value)) else own
 
 
-def entries(value: dict[Any, Any]) -> Iterable[tuple[Any, Any]]:
-    """The keys and values of a dict, in its order."""
+def entries(value: Any) -> Iterable[tuple[Any, Any]]:
+    """The keys and values of a dict, or of a view of one, in its order."""
+    if isinstance(value, types.MappingProxyType):
+        return value.items()
     kind: Any = collections.OrderedDict if isinstance(value, collections.OrderedDict) else dict
     found: Iterable[tuple[Any, Any]] = kind.items(value)
     return found

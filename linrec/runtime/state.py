@@ -196,7 +196,7 @@ def _frozen(value: Any, memo: dict[int, Hashable], depth: int, open_: int = 0) -
     inner = max(open_ - 1, 0)
     if depth == 0:
         found: Hashable = ("object", key)
-    elif isinstance(value, dict):
+    elif isinstance(value, (dict, types.MappingProxyType)):
         found = (type(value), tuple((repr(k), _frozen(v, memo, depth - 1, inner)) for k, v in entries(value)))
     elif isinstance(value, (list, tuple, collections.deque)):
         found = (type(value), tuple(_frozen(v, memo, depth - 1, inner) for v in value))
@@ -210,8 +210,6 @@ def _frozen(value: Any, memo: dict[int, Hashable], depth: int, open_: int = 0) -
         found = ("object", key)
     elif isinstance(value, weakref.ref):
         found = ("reference", _frozen(value(), memo, depth - 1))
-    elif isinstance(value, types.MappingProxyType):
-        found = ("view", _frozen(dict(value), memo, depth - 1))
     elif isinstance(value, functools.partial):
         found = ("partial", key, *(_frozen(x, memo, depth - 1) for x in (value.args, value.keywords)))
     elif isinstance(value, types.MethodType):

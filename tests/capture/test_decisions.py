@@ -40,6 +40,8 @@ def test_how_many_a_step_asks() -> None:
             per_step(asked(*shorter), asked(*longer, lines=A), 2)
         assert refused.value.obstruction.location == A
     assert per_step([], asked(True, True), 2) == {A: 1}
+    with pytest.raises(Refused, match="A step branches on a tensor"):
+        per_step(asked(True), [], 2)
 
 
 def test_branches_around_the_loop_are_told_apart() -> None:

@@ -21,6 +21,7 @@ EQUIVALENT: dict[str, str] = {
     "_is_fixed: condition dropped: type(value) in _FIXED or": "tuples are frozen anew at every call",
     "_frozen: results swapped: return (type(value), bytes": "a pair compares equal in either order",
     "_frozen: arguments swapped: max(": "in either order",
+    "_frozen: condition dropped: numpy is not None and": "it is there; of arrays of objects the addresses are compared",
     "_is_kept: condition dropped": "it is frozen in full, which takes longer",
     "_has: ": "it is frozen in full, which takes longer",
     "Decision.holds: guard dropped: if not self.period": "of one number, all and any are that number",
