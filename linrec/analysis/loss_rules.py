@@ -29,10 +29,15 @@ def _elementwise(v: Vectorizer, node: fx.Node, *args: Any, **kwargs: Any) -> fx.
     tensors = [s for s in named.values() if isinstance(s, Steps)]
     rank = max(s.rank for s in tensors)
     reduction = named.pop("reduction", _MEAN)
-    given = {k: v.aligned(s, rank) if isinstance(s, Steps) else s for k, s in named.items()}
+    given = {k: _spread(v, s, rank) if isinstance(s, Steps) else s for k, s in named.items()}
     x, y = given.pop("self"), given.pop("target")
     each = v.emit(node.target, (x, y), node, {**given, "reduction": _NONE})
     return _reduced(v, node, each, rank, reduction)
+
+
+def _spread(v: Vectorizer, s: Steps, rank: int) -> fx.Node:
+    """A value of all steps: not every loss spreads its operands itself."""
+    return v.expand(s) if s.rank == rank else v.aligned(s, rank)
 
 
 @vector_rule(aten.cross_entropy_loss.default, aten.nll_loss_nd.default, aten.nll_loss.default, aten.nll_loss2d.default)

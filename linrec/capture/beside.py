@@ -20,8 +20,9 @@ _MAX_BYTES = 1 << 20
 
 _ONE_WAY = (queue.Queue, queue.SimpleQueue)
 
-_FOREIGN = sys.stdlib_module_names | {"torch", "numpy", "linrec", "_pytest", "pytest", "IPython"}
-"""Packages whose own globals no model changes between two calls."""
+_COMPUTES = {"torch", "numpy", "sympy", "mpmath", "networkx", "numba", "llvmlite", "linrec"}
+_FOREIGN = sys.stdlib_module_names | _COMPUTES | {"_pytest", "pytest", "IPython"}
+"""Packages whose own globals no model changes between two calls; torch's symbolic sizes run sympy's code."""
 
 State = tuple[str, Any, Any, Callable[[Any], Any], Callable[[Any, Any], None]]
 """A name, an object, its state, and what reads and sets that."""

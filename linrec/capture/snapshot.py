@@ -143,7 +143,6 @@ def restore_attributes(saved: Snapshot) -> None:
             write(old)
     for _, container, content in saved.outside:
         _refill(container, content)
-    put_back(saved.beside)
     for sub, state, tables, held in saved.modules:
         for _, container, content in held:
             _refill(container, content)
@@ -154,6 +153,7 @@ def restore_attributes(saved: Snapshot) -> None:
         for name, value in state.items():
             if sub.__dict__.get(name) is not value:
                 sub.__dict__[name] = value
+    put_back(saved.beside)
 
 
 def _refill(container: Any, content: Any) -> None:

@@ -3,41 +3,53 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import types
 import weakref
 from collections.abc import Iterable
 from typing import Any
 
-_KNOWN: weakref.WeakKeyDictionary[type, tuple[str, ...]] = weakref.WeakKeyDictionary()
+_KNOWN: weakref.WeakKeyDictionary[type, dict[str, Any]] = weakref.WeakKeyDictionary()
 
 
-def slot_names(kind: type) -> tuple[str, ...]:
+def slot_names(kind: type) -> Iterable[str]:
     """The names of a class's slots, those of its bases included."""
-    names = _KNOWN.get(kind)
-    if names is None:
-        found = [n for c in reversed(kind.__mro__) for n, x in vars(c).items() if type(x) is types.MemberDescriptorType]
-        names = _KNOWN[kind] = tuple(dict.fromkeys(found))
-    return names
+    return _descriptors(kind).keys()
+
+
+def _descriptors(kind: type) -> dict[str, Any]:
+    """What reads and sets each slot: of its name a class may have made something else since."""
+    found = _KNOWN.get(kind)
+    if found is None:
+        every = [(n, x) for c in reversed(kind.__mro__) for n, x in vars(c).items()]
+        found = _KNOWN[kind] = {n: x for n, x in every if type(x) is types.MemberDescriptorType}
+    return found
 
 
 def slots(value: Any) -> dict[str, Any]:
     """What the slots of an object hold, those that are set."""
-    return {n: getattr(value, n) for n in slot_names(type(value)) if hasattr(value, n)}
+    found = {}
+    for name, descriptor in _descriptors(type(value)).items():
+        with contextlib.suppress(AttributeError):  # not set
+            found[name] = descriptor.__get__(value)
+    return found
 
 
 def set_slots(value: Any, content: dict[str, Any]) -> None:
     """Make the slots of an object what they were; also where its class lets nobody assign them."""
-    for name in slot_names(type(value)):
+    now = slots(value)
+    for name, descriptor in _descriptors(type(value)).items():
         if name in content:
-            object.__setattr__(value, name, content[name])
-        elif hasattr(value, name):
-            object.__delattr__(value, name)
+            if name not in now or now[name] is not content[name]:
+                descriptor.__set__(value, content[name])
+        elif name in now:
+            descriptor.__delete__(value)
 
 
 def attributes(value: Any) -> dict[str, Any]:
     """All attributes that an object has of its own; where it has no slots, the dict itself that holds them."""
     own: dict[str, Any] = getattr(value, "__dict__", {})
-    return {**slots(value), **own} if slot_names(type(value)) else own
+    return {**slots(value), **own} if _descriptors(type(value)) else own
 
 
 def entries(value: Any) -> Iterable[tuple[Any, Any]]:

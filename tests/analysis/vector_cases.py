@@ -34,6 +34,10 @@ class Arg:
         values = torch.randn(shape, dtype=torch.complex128 if self.dtype.is_complex else torch.float64).to(self.dtype)
         if self.like == "square":  # well conditioned, and positive definite
             values = values @ values.mT + torch.eye(self.shape[-1], dtype=self.dtype)
+        if self.like == "share":
+            values = values.sigmoid()
+        if self.like == "positive":
+            values = values.abs() + 0.5
         return values
 
 
@@ -458,6 +462,32 @@ case(aten.avg_pool1d.default, V(B, 3, 6), [2])
 case(aten.avg_pool1d.default, V(3, 6), [2], refused=True)
 case(aten.avg_pool2d.default, V(B, 3, 4, 6), [2])
 case(aten.avg_pool2d.default, V(3, 4, 6), [2], refused=True)
+for loss in (
+    aten.mse_loss.default,
+    aten.smooth_l1_loss.default,
+    aten.huber_loss.default,
+    aten.soft_margin_loss.default,
+):
+    for reduction in (0, 1, 2):
+        case(loss, V(B, 3), V(B, 3), reduction)
+case(aten.mse_loss.default, V(B, 3), V(B, 3))
+case(aten.mse_loss.default, V(B, 3), V(3))
+case(aten.mse_loss.default, V(), V())
+case(aten.huber_loss.default, V(B, 3), V(B, 3), 1, 0.5)
+for reduction in (0, 1, 2):
+    case(aten.binary_cross_entropy.default, V(B, 3, like="share"), V(B, 3, like="share"), W(3), reduction)
+    case(aten.cross_entropy_loss.default, V(B, 4), V(B, dtype=_LONG, high=4), None, reduction)
+    case(aten.cross_entropy_loss.default, V(B, 4), V(B, dtype=_LONG, high=4), W(4), reduction, 2, 0.1)
+    case(aten.cross_entropy_loss.default, V(B, 4, 3), V(B, 3, dtype=_LONG, high=4), W(4), reduction, -100, 0.0)
+    case(aten.nll_loss_nd.default, V(B, 4), V(B, dtype=_LONG, high=4), W(4), reduction, 1)
+    case(aten.nll_loss.default, V(B, 4), V(B, dtype=_LONG, high=4), W(4), reduction, -100)
+    case(aten.nll_loss2d.default, V(B, 4, 3, 2), V(B, 3, 2, dtype=_LONG, high=4), W(4), reduction, 0)
+case(aten.cross_entropy_loss.default, V(4), V(dtype=_LONG, high=4), W(4))
+case(aten.nll_loss_nd.default, V(4), V(dtype=_LONG, high=4), None, 1, 7)
+for shape in ((B, 4), (B, 4, 3), (B, 4, 3, 2)):
+    case(aten.batch_norm.default, V(*shape), W(4), W(4), W(4), W(4, like="positive"), False, 0.1, 1e-5, False)
+    case(aten.batch_norm.default, V(*shape), W(4), W(4), None, None, True, 0.1, 1e-5, False)
+    case(aten.batch_norm.default, V(*shape), None, None, None, None, True, 0.1, 1e-5, False)
 for source, index in ((aten.unbind.int, 1), (aten.split.Tensor, 0), (aten.sort.default, 1)):
     args = {aten.split.Tensor: (2,)}.get(source, ())
     CASES.append(Case(operator.getitem, (Case(source, (V(4, 3), *args)), index)))

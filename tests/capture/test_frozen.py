@@ -231,6 +231,18 @@ def test_slots() -> None:
     x.a, x.b = 5.0, 6.0
     set_slots(x, before)
     assert x.a == 1.0 and not hasattr(x, "b")
+
+    class Constant(Slotted):
+        a = property(lambda self: 7.0)  # type: ignore[assignment]
+
+        def __init__(self) -> None:
+            self.b = 1.0
+
+    constant = Constant()
+    before = slots(constant)
+    constant.b = 2.0
+    set_slots(constant, before)
+    assert constant.b == 1.0 and constant.a == 7.0
     plain = Plain()
     assert attributes(plain) is vars(plain) and attributes(1.0) == {}
 
