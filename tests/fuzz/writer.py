@@ -84,7 +84,9 @@ class _Writer:
         body = [*before, *updates, *after]
         if self.style == "together":
             body.append(", ".join(self._names("h")) + " = " + ", ".join(self._names("n")))
-        return Program(self._assemble(body), self._verdict(), self.time, 1e-5 if ".float()" in "".join(body) else 1e-8)
+        text = "".join(body)  # what rounds the state rounds its derivative, and sums of it part by part
+        allowed = 1e-3 if ".half()" in text else 1e-5 if ".float()" in text else 1e-8
+        return Program(self._assemble(body), self._verdict(), self.time, allowed)
 
     def _names(self, prefix: str) -> list[str]:
         return [f"{prefix}{i}" for i in range(len(self.states))]
