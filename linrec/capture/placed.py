@@ -3,6 +3,7 @@ meet: ``memory[rows, slot] = x``, where `rows` counts all rows, and ``memory.sca
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,11 +21,11 @@ _POINTWISE = frozenset(
 def placed_writes(graph: fx.Graph) -> None:
     """Rewrite the writes of a graph at positions of which each row has one."""
     for node in list(graph.nodes):
-        if node.target in (aten.scatter.src, aten.scatter.value):
-            found = _scattered(graph, node)
-        elif node.target is aten.index_put.default:
-            found = _placed(graph, node)
-        else:
+        if node.target not in _WRITES:
+            continue
+        try:
+            found = _WRITES[node.target](graph, node)
+        except (RuntimeError, TypeError, ValueError):  # shapes that are spread in another way: it stays as it is
             continue
         if found is not None and value(found).dtype == value(node).dtype and shape_of(found) == shape_of(node):
             node.replace_all_uses_with(found)
@@ -206,3 +207,10 @@ def _ancestors(node: fx.Node, depth: int) -> set[fx.Node]:
         level = [n for m in level for n in m.all_input_nodes if n not in found]
         found.update(level)
     return found
+
+
+_WRITES: dict[Any, Callable[[fx.Graph, fx.Node], fx.Node | None]] = {
+    aten.scatter.src: _scattered,
+    aten.scatter.value: _scattered,
+    aten.index_put.default: _placed,
+}
