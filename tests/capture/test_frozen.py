@@ -94,6 +94,7 @@ CHANGES: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "list, another type": (lambda: [1.0, 2.0], lambda x: x.__setitem__(0, 1)),
     "list with an object": (lambda: [Plain(), 1.0], lambda x: put(x[0])),
     "list with an object first": (lambda: [1.0, Plain()], lambda x: put(x[1])),
+    "tuple with a list": (lambda: (1.0, [2.0]), lambda x: x[1].append(1.0)),
     "long list": (lambda: [0.0] * 5000, lambda x: x.__setitem__(4000, 1.0)),
     "list of objects": (lambda: [Plain() for _ in range(100)], lambda x: put(x[99])),
     "list of tensors": (lambda: [torch.zeros(2)], lambda x: x.__setitem__(0, torch.zeros(2))),
@@ -221,6 +222,11 @@ def test_modules_that_are_looked_after_otherwise() -> None:
 def test_what_has_attributes() -> None:
     assert is_object(Plain()) and is_object(Slotted()) and is_object(collections.UserList()) and is_object(Both())
     assert not any(map(is_object, (1.0, Plain, function, torch.zeros(1), nn.Identity(), types, queue.Queue(), print)))
+
+    class Kind(type):
+        """A class of classes of the user's."""
+
+    assert not is_object(Kind("Made", (), {})) and not is_object(types.ModuleType("made"))
     assert not is_object(functools.partial(function)) and not is_object(numpy.random.default_rng(0))
 
 
