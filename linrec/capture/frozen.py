@@ -134,8 +134,8 @@ def _frozen(value: Any, depth: int, seen: set[int], own: frozenset[int]) -> Hash
 
 
 def _inside(value: Any) -> Any:
-    """The items of a container, the attributes of an object, and of a module those that are neither tensors nor what it
-    was called with; None for anything else."""
+    """The items of a container, the attributes of an object, and of a module its submodules and those attributes that
+    are no tensors; None for anything else."""
     if isinstance(value, (*CONTAINERS, types.MappingProxyType)):
         return value
     if isinstance(value, nn.Module):

@@ -83,12 +83,13 @@ def _batch_norm(
     return y, mean, scale, *((1 - momentum) * old + momentum * new for old, new in averages)
 
 
-_SOLVES: dict[Any, Any] = {
+_PARTS: dict[Any, Any] = {
     aten.linalg_solve_triangular.default: _solve_triangular,
     aten.cholesky_solve.default: _cholesky_solve,
     aten._native_batch_norm_legit_functional.default: _batch_norm,
 }
-"""Solutions of systems whose matrix is given in another way; and what keeps averages of its own."""
+"""Operators that are written out as these functions compute them: solutions of systems whose matrix is given in another
+way, and what keeps averages of its own."""
 
 _ALWAYS = frozenset((aten._native_batch_norm_legit_functional.default,))
 """Of these, what holds a state back that only some of its parts read."""
@@ -129,7 +130,7 @@ def _is_composed(node: fx.Node) -> bool:
 
 
 def _has_own(target: Any) -> bool:
-    return target in _MOVES or target in _SOLVES
+    return target in _MOVES or target in _PARTS
 
 
 def _write_out(graph: fx.Graph, node: fx.Node, stateful: set[fx.Node]) -> bool:
@@ -190,7 +191,7 @@ def _traced(graph: fx.Graph, node: fx.Node) -> fx.GraphModule:
         args, kwargs = pytree.tree_unflatten([next(given) if isinstance(x, fx.Node) else x for x in leaves], spec)
         return node.target(*args, **kwargs)
 
-    own = {node.target: _SOLVES.get(node.target) or decomposition_table[node.target]} if _has_own(node.target) else {}
+    own = {node.target: _PARTS.get(node.target) or decomposition_table[node.target]} if _has_own(node.target) else {}
     return body_of(run, graph, [value(n) for n in tensors], own)
 
 
