@@ -4,19 +4,34 @@ lengths, and whose operators grow in number owns the loop."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from linrec.capture.probe import Dims, record, resize
+from linrec.capture.probe import Dims, differentiable, has_memory, record, resize
 from linrec.capture.recorders import Record
 from linrec.capture.surroundings import Ran
 from linrec.ir import members
 
 SHORT = 4
 """The shortest length that is ever traced; a loop below it always runs as it was written."""
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Two runs, one of two more steps, that show the time dimension of a call.
+
+    Attributes:
+        shorter, longer: what they did; memory: where the tensors of the shorter one's arguments lie.
+        alike: whether those required gradient that do in the call.
+    """
+
+    shorter: Record
+    longer: Record
+    memory: frozenset[int]
+    alike: bool
 
 
 @dataclass(frozen=True)
@@ -31,6 +46,7 @@ class TimeAxis:
         shown_at: the shortest length at which it shows. A loop that begins after some steps may fail at shorter ones.
         ran: the code of the user's that ran; None where that cannot be said.
         forward: what to call, where the number of steps is an argument or an attribute.
+        runs: what showed it, at `SHORT` steps, where all else was as in the call; not kept once it is compiled.
     """
 
     leaf: int
@@ -41,6 +57,7 @@ class TimeAxis:
     shown_at: int = SHORT
     ran: Ran | None = field(default=None, compare=False, repr=False)
     forward: Following | None = field(default=None, compare=False, repr=False)
+    runs: Runs | None = field(default=None, compare=False, repr=False)
 
 
 def candidates(leaves: Sequence[Any]) -> Iterator[tuple[int, int, Dims]]:
@@ -128,6 +145,8 @@ def find_time(
         # Once time is found, the other dimensions are tried with few steps.
         apart = found is not None and not any(d in found.dims.get(i, ()) for i, own in dims.items() for d in own)
         for axis in _axis(module, forward, spec, short if apart else leaves, leaf, dim, dims, failures, shorter):
+            if apart:
+                axis = replace(axis, runs=None)
             if found is None:
                 found, short = axis, resize(leaves, axis.dims, axis.shown_at + 2)
             yield axis
@@ -166,17 +185,14 @@ def _axis(
     for short in (SHORT, 4 * SHORT, 12 * SHORT):
         if short + 2 > leaves[leaf].shape[dim] + 2 * SHORT:
             break
-        records: list[Record] = []
         try:
-            for length in (short, short + 2):
-                short_leaves = resize(leaves, dims, length)
-                records.append(record(module, forward, spec, short_leaves, True, watch=length > short))
+            runs = _two_runs(module, forward, spec, leaves, dims, short)
         except IndexError as error:
             missing.append(error)
             continue
         except Exception:  # the model may raise anything at a size that is not its own: then this is not time
             continue
-        grown = _owners(*records)
+        grown = _owners(runs.shorter, runs.longer)
         break
     if grown is None:
         failures += missing[:1]
@@ -185,7 +201,33 @@ def _axis(
     if grown:
         tensors = tuple(i for i, x in enumerate(leaves) if isinstance(x, Tensor))
         follows = forward if isinstance(forward, Following) else None
-        yield TimeAxis(leaf, dim, dims, grown, tensors, short, records[1].ran, follows)
+        kept = runs if short == SHORT and runs.alike else None
+        yield TimeAxis(leaf, dim, dims, grown, tensors, short, runs.longer.ran, follows, kept)
+
+
+def _two_runs(module: nn.Module, forward: Any, spec: Any, leaves: Sequence[Any], dims: Dims, short: int) -> Runs:
+    """What forward does with `short` steps and with two more."""
+    try:
+        return Runs(*_recorded(module, forward, spec, leaves, dims, short, True), alike=True)
+    except IndexError:
+        raise
+    except Exception:  # what is done with an argument that a leaf alone allows, such as a deep copy
+        if not any(isinstance(x, Tensor) and x.requires_grad for x in leaves):
+            raise
+        return Runs(*_recorded(module, forward, spec, leaves, dims, short, False), alike=False)
+
+
+def _recorded(
+    module: nn.Module, forward: Any, spec: Any, leaves: Sequence[Any], dims: Dims, short: int, alike: bool
+) -> tuple[Record, Record, frozenset[int]]:
+    records, memory = [], frozenset[int]()
+    for length in (short, short + 2):
+        own = resize(leaves, dims, length)
+        own = differentiable(own, leaves) if alike else own
+        memory = memory or frozenset(x.untyped_storage().data_ptr() for x in own if has_memory(x))
+        records.append(record(module, forward, spec, own, True, watch=length > short))
+        records[-1].output = None
+    return records[0], records[1], memory
 
 
 _IN_ONE_CALL = (nn.RNN.forward, nn.LSTM.forward, nn.GRU.forward)

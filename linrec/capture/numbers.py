@@ -17,6 +17,7 @@ from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensor
 
 from linrec.capture.affine import AffineInt, affine_through
+from linrec.capture.overloads import tensor_overload
 from linrec.capture.trace import Trace
 from linrec.ir.nodes import emit, fake_mode, value
 from linrec.ir.timeaxis import numbers
@@ -25,30 +26,6 @@ aten = torch.ops.aten
 
 Call = tuple[str, tuple[Any, ...], bool]
 """A call of one of torch's functions: its name, the numbers among its arguments, and whether gradient was on."""
-
-TENSOR_OVERLOAD = {
-    aten.add.Scalar: aten.add.Tensor,
-    aten.sub.Scalar: aten.sub.Tensor,
-    aten.mul.Scalar: aten.mul.Tensor,
-    aten.div.Scalar: aten.div.Tensor,
-    aten.pow.Tensor_Scalar: aten.pow.Tensor_Tensor,
-    aten.pow.Scalar: aten.pow.Tensor_Tensor,
-    aten.lerp.Scalar: aten.lerp.Tensor,
-    aten.clamp_min.default: aten.clamp_min.Tensor,
-    aten.clamp_max.default: aten.clamp_max.Tensor,
-    aten.clamp.default: aten.clamp.Tensor,
-    aten.masked_fill.Scalar: aten.masked_fill.Tensor,
-    aten.where.ScalarOther: aten.where.self,
-    aten.where.ScalarSelf: aten.where.self,
-    aten.eq.Scalar: aten.eq.Tensor,
-    aten.ne.Scalar: aten.ne.Tensor,
-    aten.lt.Scalar: aten.lt.Tensor,
-    aten.le.Scalar: aten.le.Tensor,
-    aten.gt.Scalar: aten.gt.Tensor,
-    aten.ge.Scalar: aten.ge.Tensor,
-}
-"""What computes with a tensor in the place of a number."""
-
 
 _ZEROS = {aten.full_like.default: aten.zeros_like.default, aten.new_full.default: aten.new_zeros.default}
 
@@ -65,7 +42,7 @@ def number(x: Any) -> Any:
 
 def takes_tensor(node: fx.Node, index: int) -> bool:
     """Whether the number at this leaf of (args, kwargs) is one of the computation that a tensor can stand in for."""
-    target = TENSOR_OVERLOAD.get(node.target, node.target)
+    target = tensor_overload(node.target)
     if target is aten.full.default:
         return index == len(node.args[0])
     if target is aten.new_full.default:
@@ -76,8 +53,6 @@ def takes_tensor(node: fx.Node, index: int) -> bool:
         return False
     if target is aten.select.int:  # a row of a table, as of the days of a week
         return index == 2
-    if target is aten.rsub.Scalar:
-        return index <= 1
     schema = getattr(target, "_schema", None)
     return schema is not None and str(schema.arguments[index].type) in ("Tensor", "Optional[Tensor]")
 
@@ -370,7 +345,12 @@ def with_tensors(node: fx.Node) -> fx.Node:
     has the result."""
     graph, args = node.graph, node.args
     result = value(node).dtype
-    target = TENSOR_OVERLOAD.get(node.target, node.target)
+    target = tensor_overload(node.target)
+    named = [a.name for a in target._schema.arguments]
+    by_position = sum(not a.kwarg_only for a in target._schema.arguments)
+    if len(args) > by_position:  # what the one with numbers takes by position, this one takes by name only
+        node.kwargs = dict(node.kwargs) | dict(zip(named[by_position:], args[by_position:], strict=False))
+        args = args[:by_position]
     if target is aten.full.default:
         held = _in_front(graph, node, aten._to_copy.default, (args[1],), {"dtype": result})
         return _instead(node, aten.expand.default, (held, args[0]))
@@ -381,7 +361,7 @@ def with_tensors(node: fx.Node) -> fx.Node:
     if target is aten.masked_fill.Tensor:
         args = (*args[:2], _in_front(graph, node, aten._to_copy.default, (args[2],), {"dtype": result}))
         return _instead(node, target, args)
-    if target is aten.rsub.Scalar:
+    if target is aten.rsub.Tensor and not node.kwargs:
         target, args = aten.sub.Tensor, (args[1], args[0])
     if target is aten.select.int:
         at = _in_front(graph, node, aten.unsqueeze.default, (args[2], 0))

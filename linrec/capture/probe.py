@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from linrec.capture.beside import changed, draws, states
-from linrec.capture.recorders import Calls, Record, Recorder, is_plain, place
+from linrec.capture.recorders import Calls, Record, Recorder, is_fresh, is_plain, place
 from linrec.capture.snapshot import containers, reachable, restore_attributes, snapshot_attributes
 from linrec.capture.surroundings import code_that_runs
 from linrec.ir import members
@@ -226,6 +226,20 @@ def resize(leaves: Sequence[Any], dims: Dims, length: int, batch: int | None = N
     return [_fitting(x.detach().clone(), length, full) if isinstance(x, Tensor) else x for x in out]
 
 
+def differentiable(short: list[Any], leaves: Sequence[Any]) -> list[Any]:
+    """Arguments of other sizes that require gradient where those of the call do; forward may write into them, which no
+    leaf allows."""
+    return [
+        x.requires_grad_() * 1 if isinstance(x, Tensor) and y.requires_grad else x
+        for x, y in zip(short, leaves, strict=True)
+    ]
+
+
+def has_memory(x: Any) -> bool:
+    """Whether a value is a strided tensor."""
+    return isinstance(x, Tensor) and x.layout is torch.strided
+
+
 def _fitting(x: Tensor, length: int, full: int) -> Tensor:
     """Integers up to a number of steps, made smaller where there are fewer: the last step stays the last."""
     if length < full and x.dtype in (torch.int64, torch.int32) and x.numel():
@@ -322,13 +336,17 @@ def record(
     args, kwargs = pytree.tree_unflatten(list(leaves), spec)
     handles = _count_per_module(recorder, module, found) if per_module else []
     try:
-        with undone(module, leaves) as writes, torch.enable_grad(), Calls(found, True), recorder:
+        with undone(module, leaves) as writes, torch.enable_grad(), Calls(found, True, made=writes.own), recorder:
             before = random.getstate(), _numpy_draws()
             drawn = states((n, x) for n, x in reachable(module) if draws(x) and not isinstance(x, torch.Generator))
             with code_that_runs() if watch else contextlib.nullcontext() as found.ran:
                 out = forward(*args, **kwargs)
             found.drew = (random.getstate(), _numpy_draws()) != before or changed(drawn) is not None
             found.wrote = frozenset(writes.before)
+            shown = [*pytree.tree_leaves(opened(out)), *(t for _, t in _named_tensors(module))]
+            with torch._C.DisableTorchFunction():  # it is not forward that asks
+                if any(isinstance(x, Tensor) and x.requires_grad and is_fresh(x, writes.own) for x in shown):
+                    found.set.add("requires_grad")  # of what others see, who may ask for its gradient
             found.replaced = [name for name, t, data in every if replaced(t, data)]
     finally:
         for handle in handles:

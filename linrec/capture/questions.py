@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from linrec.capture.arguments import leaves_of
 from linrec.capture.decisions import is_asked
 from linrec.capture.discover import SHORT
 from linrec.capture.probe import Dims, resize, undone
@@ -112,9 +113,9 @@ class _Watch(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        given = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        given = [x for x in leaves_of(args, kwargs) if isinstance(x, Tensor)]
         if any(id(x) in self.traced for x in given):
-            made = [x for x in pytree.tree_leaves(out) if isinstance(x, Tensor)]
+            made = [x for x in leaves_of(out) if isinstance(x, Tensor)]
             self.alive.append(made)  # an id is one's own only as long as one lives
             self.traced |= {id(x) for x in made}
         name = getattr(func, "__name__", "")

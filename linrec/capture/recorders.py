@@ -5,16 +5,16 @@ from __future__ import annotations
 import os
 import sys
 from collections import Counter
-from collections.abc import Hashable
+from collections.abc import Container, Hashable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from linrec.capture.arguments import leaves_of
 from linrec.capture.decisions import is_asked
 from linrec.capture.numbers import Call, number
 from linrec.capture.surroundings import Ran
@@ -63,6 +63,12 @@ def is_plain(tensor: Tensor) -> bool:
     return type(tensor) is Tensor or type(tensor.data) is Tensor
 
 
+def is_fresh(tensor: Tensor, made: Container[int]) -> bool:
+    """Whether a tensor is a leaf in memory that was made in this run."""
+    strided = tensor.layout is torch.strided and is_plain(tensor)
+    return strided and tensor.is_leaf and tensor.untyped_storage().data_ptr() in made
+
+
 def place(tensor: Tensor) -> Hashable:
     """What identifies a tensor through the views that autograd makes of it: its memory and geometry."""
     if tensor.layout is not torch.strided or not is_plain(tensor):
@@ -96,11 +102,11 @@ class Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        leaves = pytree.tree_leaves((args, kwargs))
+        leaves = leaves_of(args, kwargs)
         inputs = tuple(self.label(x) if isinstance(x, Tensor) else repr(x) for x in leaves)
         floats = tuple(x for x in leaves if type(x) is float)
         out = func(*args, **kwargs)
-        results = pytree.tree_leaves(out)
+        results = leaves_of(out)
         kinds = tuple((x.dtype, x.device) for x in results if isinstance(x, Tensor))
         self.record.events.append((str(func), floats, inputs, kinds))
         number = len(self.record.events)
@@ -146,17 +152,33 @@ def _by(frame: Any) -> str:
     return " ".join(reversed(found))
 
 
-class Calls(TorchFunctionMode):
-    """Counts the calls, and notes in which gradient mode they are made, which operators themselves do not show."""
+_ASKS_GRADIENT = (getattr(Tensor, "requires_grad").__set__, Tensor.requires_grad_)  # noqa: B009
 
-    def __init__(self, record: Record, grad: bool, log: bool = False) -> None:
+
+class Calls(TorchFunctionMode):
+    """Counts the calls, and notes in which gradient mode they are made, which operators themselves do not show.
+
+    Args:
+        record: is told; grad: whether the gradient mode is noted; log: whether the calls are listed.
+        made: the memory that the run has made itself, by address, where that is known.
+    """
+
+    def __init__(self, record: Record, grad: bool, log: bool = False, made: Container[int] = ()) -> None:
         super().__init__()
-        self.record, self.grad, self.log = record, grad, log
+        self.record, self.grad, self.log, self.made = record, grad, log, made
+
+    def _asks_of_its_own(self, func: Any, args: Any) -> bool:
+        """Whether gradient is asked of a tensor that the run has just made of nothing, as of a first state: nobody
+        outside can read it."""
+        x = args[0] if func in _ASKS_GRADIENT and args else None
+        return isinstance(x, Tensor) and is_fresh(x, self.made)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if self.grad and not torch.is_grad_enabled():
             self.record.events.append(("no_grad", (), (str(getattr(func, "__name__", func)),)))
-        leaves = pytree.tree_leaves((args, kwargs))
+        leaves = leaves_of(args, kwargs)
+        if self._asks_of_its_own(func, args):
+            return func(*args, **(kwargs or {}))
         if func in _SETTERS:
             self.record.set.add(_SETTERS[func])
         name = READS_REQUIRES_GRAD if func == _REQUIRES_GRAD else getattr(func, "__qualname__", None) or str(func)

@@ -143,7 +143,7 @@ class _Names:
         self.pending += _imported(code, str(space.get("__package__") or ""))
         if names & {"environ", "getenv"}:
             self.found[0, "environ"] = ("os.environ", lambda: tuple(sorted(os.environ.items())), None)
-        for name in sorted(names & space.keys()):
+        for name in sorted(_global_names(code) & space.keys()):
             read, write = functools.partial(space.get, name, GONE), functools.partial(space.__setitem__, name)
             self.value(id(space), name, space[name], read, write)
 
@@ -426,6 +426,23 @@ def _import_names(code: types.CodeType) -> Iterator[str]:
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
             yield from _import_names(constant)
+
+
+_GLOBAL = frozenset(("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS", "STORE_GLOBAL", "DELETE_GLOBAL"))
+_BY_STRING = frozenset(("globals", "locals", "vars", "eval", "exec", "modules", "__dict__", "__globals__", "f_globals"))
+"""Names by which code may read a global variable whose name is a string."""
+
+
+@functools.lru_cache(maxsize=4096)
+def _global_names(code: types.CodeType) -> frozenset[str]:
+    """The names that code and the functions within it may look up among the globals. Names of attributes are none of
+    them: the variable of a training loop is often called like a method of the model."""
+    names = set(_names(code))
+    if names & _BY_STRING:
+        return frozenset(names)
+    found = {i.argval for i in dis.get_instructions(code) if i.opname in _GLOBAL}
+    inner = [c for c in code.co_consts if isinstance(c, types.CodeType)]
+    return frozenset(found.union(*map(_global_names, inner)))
 
 
 def _names(code: types.CodeType) -> Iterator[str]:

@@ -18,12 +18,9 @@ from types import FrameType
 from typing import Any
 
 import torch
-import torch._dynamo.config
-import torch.fx.config
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorConverter
 from torch.export.graph_signature import InputKind, OutputKind
-from torch.fx._lazy_graph_module import _use_lazy_graph_module
 from torch.fx.experimental import proxy_tensor
 from torch.fx.traceback import annotate, preserve_node_meta
 from torch.overrides import TorchFunctionMode
@@ -32,6 +29,7 @@ from torch.utils import _pytree as pytree
 from linrec.capture.autocast import has_regions, mark_casts, protect_casts, write_casts
 from linrec.capture.autograd_function import opaque_autograd_functions
 from linrec.capture.decisions import Asked, Decision, condition_of, grouped, is_asked
+from linrec.capture.fakes import thrift
 from linrec.capture.functionalize import functionalize
 from linrec.capture.grad_modes import inline_grad_modes
 from linrec.capture.snapshot import PLAIN, Memos, assigned, containers, restore_attributes, snapshot_attributes, touched
@@ -192,6 +190,9 @@ class _Flat(nn.Module):
                         # A number of the module's own that forward moves is another at the next call.
                         kind = "LR005" if what == "the result" else "LR013"
                         raise refuse(kind, f"{what} holds a number that depends on the batch size.")
+                    elif isinstance(leaf, (torch.SymFloat, torch.SymBool)):
+                        hint = "Return the tensor, and take the number of it outside."
+                        raise refuse("LR015", f"{what} holds a number that is read off a tensor.", hint=hint)
                     elif type(leaf) in PLAIN:
                         marked.append(leaf)
                     else:
@@ -267,7 +268,7 @@ def trace(
     saved = snapshot_attributes(module)
     backward: Ran = {}
     try:
-        with _quiet(), opaque_autograd_functions(), _this_thread_only(), _thrift():
+        with _quiet(), opaque_autograd_functions(), _this_thread_only(), thrift():
             try:
                 program = torch.export.export(flat, (tensors,), dynamic_shapes=(list(dynamic),), strict=False)
                 literals = _literals(program)
@@ -383,22 +384,6 @@ def _this_thread_only() -> Iterator[None]:
         yield
     finally:
         own.call_module, own.getattr = call_module, getattr_
-
-
-@contextlib.contextmanager
-def _thrift() -> Iterator[None]:
-    """Leave out what torch does for every operator of a trace and nobody reads: its own stack traces (`_UserFrames` has
-    better ones), Python code for graphs that are not run, and a table of result shapes, which with symbolic sizes, new
-    in every trace, takes longer to fill than it saves."""
-    config: Any = torch._dynamo.config
-    traces: Any = fx.config
-    before = getattr(traces, "do_not_emit_stack_traces", None)  # not in every version
-    with config.patch(fake_tensor_cache_enabled=False), _use_lazy_graph_module(True):
-        traces.do_not_emit_stack_traces = True
-        try:
-            yield
-        finally:
-            traces.do_not_emit_stack_traces = before
 
 
 def _export_failure(error: BaseException) -> Refused:

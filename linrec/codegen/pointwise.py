@@ -353,7 +353,9 @@ def _masked_fill(t: Translator, a: Any) -> Value:
 
 @rule("maximum", "minimum", "fmod", "remainder")
 def _binary(t: Translator, a: Any) -> Value:
-    name = {"maximum": "max", "minimum": "min"}.get(a.name, a.name)
+    flags = a.out.dtype is torch.bool
+    names = {"maximum": "or", "minimum": "and"} if flags else {"maximum": "max", "minimum": "min"}
+    name = names.get(a.name, a.name)
     divides = not a.out.dtype.is_floating_point and name in ("fmod", "remainder")
     if divides and (not isinstance(a.other, int) or a.other == 0):
         raise Unsupported("integers divided by a tensor")

@@ -20,7 +20,7 @@ CATALOGUE: dict[str, tuple[str, str, str]] = {
     "LR002": (
         "capture-failed",
         "torch.export could not trace the code.",
-        "Avoid branching on tensor values inside forward; compute masks with torch.where instead.",
+        "Write what is named in torch's own operators, on plain tensors, or take it out of the module with the loop.",
     ),
     "LR003": (
         "state-in-nonlinearity",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from linrec.passes.base import Observer, Pass, PassResult, Pipeline
+from linrec.passes.booleans import Booleans
 from linrec.passes.decompose import Decompose
 from linrec.passes.draw import DrawAhead
 from linrec.passes.hoist import Hoist
@@ -25,11 +26,12 @@ def standard(module: str = "", observe: Observer | None = None, pin: str = "") -
         pin: the lowering to use wherever it applies; "loop" for none, "compiled loop" for generated kernels.
     """
     outline = (Outline(module, pin),) if pin in ("", COMPILED) else ()
-    steps = (DrawAhead(), Simplify(), Decompose(), Parts(), Sink(), *outline)
+    steps = (DrawAhead(), Simplify(), Decompose(), Booleans(), Parts(), Sink(), *outline)
     return Pipeline(placed((*steps, Split(module), Hoist(module), Lower(module, pin))), observe)
 
 
 __all__ = [
+    "Booleans",
     "Decompose",
     "DrawAhead",
     "Hoist",

@@ -16,9 +16,10 @@ from linrec.analysis.rules import RULES
 from linrec.analysis.stategraph import dependencies
 from linrec.codegen.translate import RULES as COMPILED
 from linrec.ir.inline import Unknown, body_of, put_before
-from linrec.ir.nodes import size_expr, value
+from linrec.ir.nodes import emit, size_expr, value
 from linrec.ir.scan import is_random, scan_nodes, scan_of
 from linrec.passes.base import Pass, PassResult
+from linrec.passes.simplify import Simplify
 
 aten = torch.ops.aten
 _MOVES = {
@@ -115,11 +116,13 @@ class Decompose(Pass):
         modified = False
         for node in scan_nodes(graph_module):
             scan = scan_of(graph_module, node)
+            modified |= _sizes_as_tensors(scan.step.graph)
             for inner in [n for n in scan.step.graph.nodes if n.op == "call_function" and _is_composed(n)]:
                 reads = dependencies(scan.step, scan.carries)  # anew: what one reads may just have been written out
                 if reads[inner]:
                     modified |= _write_out(scan.step.graph, inner, {n for n in inner.all_input_nodes if reads[n]})
-        return PassResult(graph_module, modified)
+        # Parts that no step changes are constants, which what they are parts of was not.
+        return Simplify().run(graph_module) if modified else PassResult(graph_module, modified)
 
 
 def _is_composed(node: fx.Node) -> bool:
@@ -167,6 +170,34 @@ def _helps(node: fx.Node, body: fx.GraphModule, stateful: set[fx.Node]) -> bool:
             if n.target not in RULES:
                 return False
     return _name(node.target) not in COMPILED or all(_name(n.target) in COMPILED for n in parts)
+
+
+_WITH_NUMBER = {
+    getattr(getattr(aten, name), overload): getattr(aten, name).Tensor
+    for name in ("add", "sub", "rsub", "mul", "div")
+    for overload in ("Tensor", "Scalar")
+}
+
+
+def _sizes_as_tensors(graph: fx.Graph) -> bool:
+    """Let arithmetic with a symbolic size, as a mean over the batch has it, take a tensor of that number."""
+    modified = False
+    for node in list(graph.nodes):
+        target = _WITH_NUMBER.get(node.target)
+        result = value(node) if target is not None else None
+        if not isinstance(result, torch.Tensor):
+            continue
+        sizes = [x for x in node.args[:2] if isinstance(x, fx.Node) and not isinstance(value(x), torch.Tensor)]
+        wide = result.dtype in (torch.float64, torch.complex128)
+        whole = not (result.dtype.is_floating_point or result.is_complex())
+        dtype = torch.int64 if whole else torch.float64 if wide else torch.float32
+        for size in sizes:
+            kind = {"dtype": dtype, "device": result.device}
+            made = emit(graph, node, aten.scalar_tensor.default, (size,), node, kind)
+            node.args = tuple(made if x is size else x for x in node.args)
+            node.target = target
+            modified = True
+    return modified
 
 
 def _tensors(node: fx.Node) -> list[fx.Node]:

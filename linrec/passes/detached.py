@@ -17,6 +17,7 @@ def detach_inputs(graph_module: fx.GraphModule, node: fx.Node) -> None:
     """Move the `detach` at the end of a state's update to all that the update reads, where the old state reaches
     nothing else: the gradient of the state that the loop starts from is cut off as well, then."""
     view = ScanView.of(graph_module, node)
+    _keep_no_others(view.step)
     initial = list(view.initial)
     for i, (carry, update) in enumerate(zip(view.carries, view.updates, strict=True)):
         if update.target is not aten.detach.default or not isinstance(update.args[0], fx.Node):
@@ -28,6 +29,14 @@ def detach_inputs(graph_module: fx.GraphModule, node: fx.Node) -> None:
         update.replace_all_uses_with(_copied(view, update, carry, inner))
     node.args = (view.length, tuple(initial), *node.args[2:])
     view.step.eliminate_dead_code()
+
+
+def _keep_no_others(graph: fx.Graph) -> None:
+    """Take out every `detach` of what has no gradient: a counter under `no_grad`, a flag."""
+    for node in list(graph.nodes):
+        if node.target is aten.detach.default and not (value(node).is_floating_point() or value(node).is_complex()):
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
 
 
 def _reaches_more(carry: fx.Node, inner: set[fx.Node]) -> bool:

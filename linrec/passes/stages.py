@@ -47,7 +47,7 @@ def trace(model: Any, *example_inputs: Any, **keywords: Any) -> list[Stage]:
     ...         out.append(h)
     ...     return torch.stack(out, 1)
     >>> [stage.name for stage in trace(ema, torch.randn(2, 20, 3))]
-    ['input', 'draw', 'simplify', 'decompose', 'parts', 'sink', 'outline', 'split', 'hoist', 'lower']
+    ['input', 'draw', 'simplify', 'decompose', 'booleans', 'parts', 'sink', 'outline', 'split', 'hoist', 'lower']
     """
     stages: list[Stage] = []
 

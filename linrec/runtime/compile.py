@@ -3,7 +3,6 @@ passes, validate. The result is a plan, or the obstructions that keep the origin
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -28,12 +27,9 @@ from linrec.capture.surroundings import Ran, Watch
 from linrec.capture.trace import Trace, trace
 from linrec.ir import members
 from linrec.ir.extension import Extension
-from linrec.ir.held import lookup
-from linrec.ir.nodes import shape_of, value
 from linrec.ir.obstruction import Obstruction, Refused, refuse
 from linrec.ir.recurrence import Recurrence
 from linrec.ir.scan import is_random
-from linrec.ir.timeaxis import size
 from linrec.lowering.cost import pays_from
 from linrec.ops.precision import no_autocast
 from linrec.passes import involved, standard
@@ -43,6 +39,15 @@ from linrec.runtime.initial import keep_initial_states
 from linrec.runtime.plan import Plan, TimeDim, gradient_flags
 from linrec.runtime.shortruns import Varied, asks_tensors, counted, find_memos, fingerprint, free_dims, read_by
 from linrec.runtime.state import frozen_state
+from linrec.runtime.traced_sizes import (
+    dense_results,
+    kernels,
+    length_node,
+    meta,
+    operators,
+    python_sizes,
+    sizes_of,
+)
 from linrec.runtime.validate import validate
 
 _LENGTHS = {SHORT: ((SHORT + 1, SHORT + 3), (14, 16)), 4 * SHORT: ((14, 16), (28, 30)), 12 * SHORT: ((48, 50),)}
@@ -114,6 +119,7 @@ def compile_call(
     options: Options,
     varied: Varied,
     found: Compiled | None = None,
+    axes: Sequence[TimeAxis] | None = None,
 ) -> tuple[Plan | None, list[Obstruction]]:
     """Compile one call.
 
@@ -124,6 +130,7 @@ def compile_call(
         varied: for each tensor leaf, the dimensions that the plan shall serve at any size, besides time and the first
             other one. Each symbol costs tracing time, and hides from the analysis where a dimension is cut.
         found: is told what the code reads elsewhere.
+        axes: what `find_time` has found for this call, where it was asked.
 
     Returns:
         (plan, []), or (None, obstructions).
@@ -131,7 +138,7 @@ def compile_call(
     obstructions: list[Obstruction] = []
     ran: list[Ran | None] = []
     plan: Plan | None = None
-    for axis in find_time(module, forward, spec, leaves):
+    for axis in find_time(module, forward, spec, leaves) if axes is None else axes:
         ran.append(axis.ran)
         if module not in axis.owners:
             continue
@@ -247,9 +254,8 @@ def _adopt(plan: Plan, axis: TimeAxis, name: str, same_state: bool) -> Plan:
     seen = set(plan.seen) if same_state else set()
     broken = plan.broken_from if same_state else None
     numbers = plan.numbers if same_state or plan.numbers is None else StepNumbers(plan.numbers.series)
-    return replace(
-        plan, axis=axis, recurrences=entries, checked=checked, seen=seen, broken_from=broken, numbers=numbers
-    )
+    own = replace(axis, runs=None)
+    return replace(plan, axis=own, recurrences=entries, checked=checked, seen=seen, broken_from=broken, numbers=numbers)
 
 
 def _at_lengths(
@@ -300,8 +306,8 @@ def _rewritten(
 ) -> tuple[Plan, list[str]]:
     """The plan that two traces make, and the names of the passes that changed something."""
     shorter, longer = traces
-    dense = _dense_results(longer)
-    looped = (_operators(longer.graph_module) - _operators(shorter.graph_module)) / (longer.length - shorter.length)
+    dense = dense_results(longer)
+    looped = (operators(longer.graph_module) - operators(shorter.graph_module)) / (longer.length - shorter.length)
     if [d.way for d in shorter.decisions] != [d.way for d in longer.decisions]:
         where = longer.decisions[-1].location if longer.decisions else shorter.decisions[-1].location
         text = "A step branches on a tensor, or forward does so in another way at another length."
@@ -315,19 +321,19 @@ def _rewritten(
     if not found:
         raise not_uniform(longer.graph_module.graph)
     _note_numbers(traces, numbers)
-    length_nodes = [_length_node(t, axis) for t in traces]
+    length_nodes = [length_node(t, axis) for t in traces]
     graph_module = generalize(shorter, longer, length_nodes[1], numbers)
     series = _note_numbers([longer], numbers)
-    shapes = _shapes(longer, axis)
+    sizes = sizes_of(longer, axis)
     guards = guards_of(longer)
     keep_initial_states(graph_module, longer.sources)
     result = standard(name, options.observe, options.lowering).run(graph_module)
     for part in graph_module.modules():
         if isinstance(part, fx.GraphModule):
             restore_autograd_functions(part)
-            _python_sizes(part)
+            python_sizes(part)
             part.recompile()
-    state = [_meta(module, s) if s.kind in ("parameter", "buffer", "attribute") else None for s in longer.sources]
+    state = [meta(module, s) if s.kind in ("parameter", "buffer", "attribute") else None for s in longer.sources]
     plan = Plan(
         graph_module=graph_module,
         sources=longer.sources,
@@ -335,14 +341,14 @@ def _rewritten(
         out_spec=longer.out_spec,
         out_leaves=longer.out_leaves,
         attributes=longer.attributes,
-        axis=axis,
-        shapes=shapes,
+        axis=replace(axis, runs=None),
+        shapes=sizes,
         min_length=shorter.length,
         recurrences=result.recurrences,
         guards=guards,
         state=state,
         mixed=longer.mixed,
-        pays_from=pays_from(looped, _operators(graph_module), _kernels(graph_module)),
+        pays_from=pays_from(looped, operators(graph_module), kernels(graph_module)),
         reads_numbers=any(reads),
         decisions=longer.decisions,
         backward=longer.backward,
@@ -359,9 +365,6 @@ def _rewritten(
     return plan, result.changed_by
 
 
-_COMPOSED = frozenset(["linear", "matmul", "einsum", "conv1d", "conv2d", "layer_norm", "softmax", "softplus", "silu"])
-
-
 def _note_numbers(traces: Sequence[Trace], numbers: Numbers | None) -> list[int]:
     """Say where the inputs of graphs come from that numbers were made; which series the last one takes."""
     series: list[int] = []
@@ -372,30 +375,6 @@ def _note_numbers(traces: Sequence[Trace], numbers: Numbers | None) -> list[int]
         known = sum(s.kind == "number" for s in t.sources)
         t.sources += [Source("number", index=k) for k in range(known, len(series))]
     return series
-
-
-def _operators(graph_module: fx.GraphModule) -> int:
-    """How many operators a graph calls, those that only read sizes or take tuples apart left out; what torch puts
-    together from others counts as three."""
-    free = (torch.ops.aten.sym_size.int, operator.getitem)
-    calls = [n for n in graph_module.graph.nodes if n.op in ("call_function", "call_module") and n.target not in free]
-    names = [getattr(n.target, "_schema", None) for n in calls]
-    return sum(3 if s is not None and s.name.removeprefix("aten::") in _COMPOSED else 1 for s in names)
-
-
-def _kernels(graph_module: fx.GraphModule) -> int:
-    """How many of a graph's operators are algorithms of linrec's, or loops."""
-    ours = ("linrec.lowering", "linrec.ops")
-    return sum(
-        n.op == "call_module" or (n.op == "call_function" and str(getattr(n.target, "__module__", "")).startswith(ours))
-        for n in graph_module.graph.nodes
-    )
-
-
-def _python_sizes(graph_module: fx.GraphModule) -> None:
-    for node in graph_module.graph.nodes:
-        if node.op == "call_function" and node.target is torch.ops.aten.sym_size.int:
-            node.target = size
 
 
 def _naming(refused: Refused, extensions: list[Extension]) -> Refused:
@@ -441,58 +420,3 @@ def _trace(
     result = trace(module, forward, spec, short, dynamic, known, asked, periods)
     result.length = length
     return result
-
-
-def _length_node(t: Trace, axis: TimeAxis) -> fx.Node:
-    """Compute the length at the top of the graph (in both traces, so that they stay isomorphic)."""
-    tensor_index = 0
-    placeholders = [n for n in t.graph_module.graph.nodes if n.op == "placeholder"]
-    wanted = axis.leaf
-    order = sorted(axis.tensor_leaves).index(wanted)
-    for placeholder, source in zip(placeholders, t.sources, strict=True):
-        if source.kind == "input" and source.index == order:
-            offset = axis.dims[axis.leaf][axis.dim]
-            last = placeholders[-1]
-            with t.graph_module.graph.inserting_after(last):
-                node = t.graph_module.graph.call_function(torch.ops.aten.sym_size.int, (placeholder, axis.dim))
-            node.meta["val"] = t.length + offset
-            return node
-    raise refuse("LR004", f"The time dimension is not an input of the graph (leaf {tensor_index}).")
-
-
-def _dense_results(t: Trace) -> list[int]:
-    """Which of the tensors that forward makes are contiguous."""
-    results: Any = t.graph_module.graph.output_node().args[0]
-    user = [value(n) for n, (kind, _) in zip(results, t.outputs, strict=True) if kind == "user"]
-    return [k for k, x in enumerate(user) if _is_dense(x)]
-
-
-def _is_dense(x: Any) -> bool:
-    expected = 1
-    for extent, stride in zip(reversed(x.shape), reversed(x.stride()), strict=True):
-        number = int(extent.node.hint) if isinstance(extent, torch.SymInt) else int(extent)
-        step = int(stride.node.hint) if isinstance(stride, torch.SymInt) else int(stride)
-        if number != 1 and step != expected:
-            return False
-        expected *= number
-    return True
-
-
-def _shapes(t: Trace, axis: TimeAxis) -> list[tuple[Any, ...]]:
-    """The admissible sizes of every tensor leaf."""
-    placeholders = [n for n in t.graph_module.graph.nodes if n.op == "placeholder"]
-    leaf_of = sorted(axis.tensor_leaves)
-    shapes: dict[int, tuple[Any, ...]] = {}
-    for placeholder, source in zip(placeholders, t.sources, strict=True):
-        if source.kind == "input":
-            dims: list[Any] = []
-            time = axis.dims.get(leaf_of[source.index], {})
-            for d, size in enumerate(shape_of(placeholder)):
-                dims.append(TimeDim(time[d]) if d in time else size if isinstance(size, int) else str(size))
-            shapes[source.index] = tuple(dims)
-    return [shapes[i] for i in sorted(shapes)]
-
-
-def _meta(module: nn.Module, source: Source) -> tuple[torch.dtype, torch.Size, torch.device]:
-    found = lookup(module, source.name, source.keys)
-    return found.dtype, found.shape, found.device

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from linrec.capture.discover import SHORT, find_time
+from linrec.capture.discover import SHORT, TimeAxis, find_time
 from linrec.capture.trace import raised_at
 from linrec.codegen import torch_forms
 from linrec.ir import members
@@ -163,9 +163,10 @@ class Dispatcher:
     def _ordinary(self, leaves: list[Any], spec: Any, args: Any, kwargs: Any) -> Any:
         try:
             key = signature(self.module, leaves, spec, self.seen)
+            axes = None
             if self.root and self._unseen(key, leaves):
                 try:
-                    self._look(key, spec, leaves)
+                    axes = self._look(key, spec, leaves)
                 except NotParallelizable:
                     raise
                 except Exception:
@@ -177,7 +178,7 @@ class Dispatcher:
             self.note(_failure(error))
             return self.original(*args, **kwargs)
         if self.owner:
-            return self._dispatch(key, spec, leaves, args, kwargs)
+            return self._dispatch(key, spec, leaves, args, kwargs, axes)
         return self.original(*args, **kwargs)
 
     def _unseen(self, key: Hashable, leaves: list[Any]) -> bool:
@@ -235,17 +236,18 @@ class Dispatcher:
     def _wanted(self) -> bool:
         return not self.disabled and (self.settings.when != "training" or self.module.training)
 
-    def _look(self, key: Hashable, spec: Any, leaves: list[Any]) -> None:
-        """Find the modules that own a time loop in this call, and put a dispatcher in front of each."""
+    def _look(self, key: Hashable, spec: Any, leaves: list[Any]) -> list[TimeAxis] | None:
+        """Find the modules that own a time loop in this call, and put a dispatcher in front of each. Returns what was
+        found, if it was asked."""
         problem = one_way(self.module)
         if problem is not None:
             self.note(problem)
             self.looked.add(key)
-            return
+            return None
         names = {id(m): n for n, m in members.named_modules(self.module)}
         with self.settings.turns.alone() as free:
             if not free:
-                return
+                return None
             failures: list[IndexError] = []
             with _quiet():
                 axes = list(find_time(self.module, self.original, spec, leaves, failures))
@@ -264,11 +266,14 @@ class Dispatcher:
                 self._note_other_length(failures)
                 key = (key, _clipped(leaves))  # a longer call may show more
             self.looked.add(key)
+            return axes
 
-    def _dispatch(self, key: Hashable, spec: Any, leaves: list[Any], args: Any, kwargs: Any) -> Any:
+    def _dispatch(
+        self, key: Hashable, spec: Any, leaves: list[Any], args: Any, kwargs: Any, axes: list[TimeAxis] | None
+    ) -> Any:
         tensors = [x for x in leaves if isinstance(x, Tensor)]
         try:
-            plan, length, values = self._plan(key, spec, leaves, tensors)
+            plan, length, values = self._plan(key, spec, leaves, tensors, axes)
         except NotParallelizable:
             raise
         except Exception as error:  # a bug of the compiler must never break the model
@@ -292,13 +297,13 @@ class Dispatcher:
             return result
 
     def _plan(
-        self, key: Hashable, spec: Any, leaves: list[Any], tensors: list[Tensor]
+        self, key: Hashable, spec: Any, leaves: list[Any], tensors: list[Tensor], axes: list[TimeAxis] | None
     ) -> tuple[Plan | None, int, list[Any] | None]:
         """The plan for a call, compiled and checked where that is due, the length, and what the plan runs with."""
         key, found = self._found(key)
         plan, values = self._admitted(found, tensors) if found else (None, None)
         if plan is None and (found is None or (found.plans and not self._too_short(found, tensors))):
-            found = self._compile(key, spec, leaves, found)
+            found = self._compile(key, spec, leaves, found, axes)
             plan, values = self._admitted(found, tensors) if found else (None, None)
         self._strictly(found)
         if plan is None:
@@ -357,7 +362,9 @@ class Dispatcher:
                 return True
         return len(found.plans) >= 16
 
-    def _compile(self, key: Hashable, spec: Any, leaves: list[Any], found: Compiled | None) -> Compiled | None:
+    def _compile(
+        self, key: Hashable, spec: Any, leaves: list[Any], found: Compiled | None, axes: list[TimeAxis] | None = None
+    ) -> Compiled | None:
         if found is None and len(self.compiled) >= MAX_SIGNATURES:
             text = f"the module was called with more than {MAX_SIGNATURES} combinations of arguments and attributes."
             found = Compiled(obstructions=[Obstruction("LR014", "", text)])
@@ -367,11 +374,13 @@ class Dispatcher:
         with self.settings.turns.alone() as free:
             if not free:
                 return found
-            found = self._compiled(key, spec, leaves, found or Compiled())
+            found = self._compiled(key, spec, leaves, found or Compiled(), axes)
         self._strictly(found)
         return found
 
-    def _compiled(self, key: Hashable, spec: Any, leaves: list[Any], found: Compiled) -> Compiled:
+    def _compiled(
+        self, key: Hashable, spec: Any, leaves: list[Any], found: Compiled, axes: list[TimeAxis] | None
+    ) -> Compiled:
         try:
             problem = unsupported(self.module)
             plan = None
@@ -379,8 +388,9 @@ class Dispatcher:
             if problem is None:
                 varied = found.varied(leaves)
                 with _quiet():
+                    options = self.settings.options
                     plan, obstructions = compile_call(
-                        self.module, self.original, spec, leaves, self.name, self.settings.options, varied, found
+                        self.module, self.original, spec, leaves, self.name, options, varied, found, axes
                     )
             if plan is not None:
                 self._note_brief(plan, spec)

@@ -11,7 +11,16 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from linrec.capture.discover import SHORT, TimeAxis
-from linrec.capture.probe import attribute_reads, calls_of, count_calls, record, resize, undone
+from linrec.capture.probe import (
+    attribute_reads,
+    calls_of,
+    count_calls,
+    differentiable,
+    has_memory,
+    record,
+    resize,
+    undone,
+)
 from linrec.capture.recorders import READS_REQUIRES_GRAD, Record
 from linrec.capture.snapshot import Memos, memos, snapshot_attributes
 from linrec.capture.trace import raised_at
@@ -58,11 +67,14 @@ def fingerprint(
     short = [x for x in resize(leaves, axis.dims, SHORT) if isinstance(x, Tensor)]
     for x, free in zip(short, free_dims(leaves, axis, varied), strict=True):
         parts.append((x.dtype, x.device, *(None if d in free else size for d, size in enumerate(x.shape))))
-    for length in (SHORT, SHORT + 2):
+    if axis.runs is not None:
+        runs = [axis.runs.shorter, axis.runs.longer]
+    else:
         try:
-            found = record(module, forward, spec, resize(leaves, axis.dims, length))
+            runs = [record(module, forward, spec, resize(leaves, axis.dims, n)) for n in (SHORT, SHORT + 2)]
         except Exception:  # at a length that the model does not take, nothing can be shared
             return None
+    for found in runs:
         parts += [tuple(found.events), found.result]
     return tuple(parts)
 
@@ -81,14 +93,15 @@ def asks_tensors(
             gradient requested or layouts asked for inside forward (LR014), assignments to the `data` of what the module
             has, and writes into parameters and what is no buffer (LR013).
     """
-    short = resize(leaves, axis.dims, SHORT)
-    for i, leaf in enumerate(leaves):
-        if isinstance(leaf, Tensor) and leaf.requires_grad:
-            short[i] = short[i].requires_grad_() * 1  # forward may write into its inputs, which no leaf allows
-    try:
-        found = record(module, forward, spec, short)
-    except Exception:  # at this length the model does not run: tracing will say so
-        return False, False
+    if axis.runs is not None:
+        found, given = axis.runs.shorter, axis.runs.memory
+    else:
+        short = differentiable(resize(leaves, axis.dims, SHORT), leaves)
+        try:
+            found = record(module, forward, spec, short)
+        except Exception:  # at this length the model does not run: tracing will say so
+            return False, False
+        given = frozenset(x.untyped_storage().data_ptr() for x in short if has_memory(x))
     if found.drew:
         raise refuse("LR009", "forward draws from a random generator of Python or numpy.")
     if found.replaced:
@@ -96,7 +109,7 @@ def asks_tensors(
         raise refuse("LR013", f"forward assigns self.{found.replaced[0]}.data, which no trace shows.", hint=hint)
     if found.set:
         raise refuse("LR013", f"forward assigns the {sorted(found.set)[0]} of a tensor, which no trace shows.")
-    own = {x.untyped_storage().data_ptr() for x in [*members.buffers(module), *short] if _has_memory(x)}
+    own = given.union(x.untyped_storage().data_ptr() for x in members.buffers(module) if has_memory(x))
     if found.wrote - own:
         raise refuse("LR013", f"forward writes into {_whose(module, found.wrote - own)}.", hint=_WRITES)
     called = {str(key[0]).rpartition(".")[2] for key in found.calls}  # type: ignore[index]
@@ -115,16 +128,12 @@ def asks_tensors(
 _WRITES = "Register it as a buffer, or make a new tensor of it."
 
 
-def _has_memory(x: Any) -> bool:
-    return isinstance(x, Tensor) and x.layout is torch.strided
-
-
 def _whose(module: nn.Module, memory: frozenset[int]) -> str:
     """What a module calls a tensor that it has written into."""
     every = [*named_attributes(module), *members.named_state(module)]
     for name, value in every:
         for keys, x in [((), value)] if isinstance(value, Tensor) else held(value):
-            if _has_memory(x) and x.untyped_storage().data_ptr() in memory:
+            if has_memory(x) and x.untyped_storage().data_ptr() in memory:
                 kind = "the parameter " if isinstance(x, nn.Parameter) else ""
                 return kind + "self." + "".join([name, *(f"[{key!r}]" for key in keys)])
     return "a tensor that it has from elsewhere"

@@ -25,7 +25,9 @@ from linrec.ir import members
 from linrec.ir.held import lookup, replaced
 from linrec.ir.obstruction import Obstruction, Refused, refuse
 from linrec.ir.results import leaves_of_result
+from linrec.ops.cpu_scan import no_compiled_scan
 from linrec.ops.precision import no_autocast
+from linrec.runtime.compare import close, worse
 from linrec.runtime.double import as_double, in_double
 from linrec.runtime.plan import OtherBranch, Plan
 
@@ -42,13 +44,16 @@ def validate(plan: Plan, module: nn.Module, forward: Any, spec: Any, leaves: Seq
     """Compare a plan with the original, values and gradients, at two lengths (and batch sizes) that were not traced.
 
     In double precision throughout, where autocast casts nothing and neither do the casts that the plan has from it; a
-    plan with such casts is then also run in its own precision, where it may be no worse than the original.
+    plan with such casts is then also run in its own precision, where it may be no worse than the original. What does
+    not run in double precision is compared in its own, and by its values alone what has no gradients.
 
     Raises:
-        Refused: LR010 with what differs.
+        Refused: LR010 with what differs, or with why nothing could be compared.
     """
     tracked = plan.min_length + 2
     compared = 0
+    failure: Exception | None = None
+    needs = [isinstance(x, Tensor) and x.requires_grad for x in leaves]
     for length, batch, noise in ((tracked + 1, 0, 0.0), (tracked + 22, 1, 0.1)):
         longer = _without_repeats(resize(leaves, plan.axis.dims, length), leaves, plan.axis.dims)
         sized = _rebatch(plan, longer, batch)
@@ -57,13 +62,18 @@ def validate(plan: Plan, module: nn.Module, forward: Any, spec: Any, leaves: Seq
             sized = longer
         _take_numbers(plan, module, forward, spec, sized, length)
         try:
-            _compare(plan, module, forward, spec, sized, noise, length)
+            _compare(plan, module, forward, spec, sized, needs, noise, length)
             compared += 1
         except OtherBranch:
             continue
+        except _NotComparedError as error:
+            failure = error.cause
         except Refused as error:
             raise _other_operators(plan, module, forward, spec, sized, length) or error from None
 
+    if not compared and failure is not None:
+        said = f"{type(failure).__name__}: {failure}"
+        raise refuse("LR010", f"The original could not be run for a comparison, neither in double precision: {said}.")
     if not compared:
         text = "forward branches on a tensor, and goes otherwise at every length at which it could be compared."
         raise refuse("LR015", text, plan.decisions[0].location)
@@ -120,7 +130,14 @@ def _jitter(x: Any, noise: float, generator: torch.Generator) -> Any:
 
 
 def _compare(
-    plan: Plan, module: nn.Module, forward: Any, spec: Any, leaves: list[Any], noise: float, length: int
+    plan: Plan,
+    module: nn.Module,
+    forward: Any,
+    spec: Any,
+    leaves: list[Any],
+    needs: list[bool],
+    noise: float,
+    length: int,
 ) -> None:
     generator = torch.Generator().manual_seed(length)
     state = {n: _jitter(p.detach(), noise, generator) for n, p in module.named_parameters(remove_duplicate=False)}
@@ -128,7 +145,7 @@ def _compare(
     inputs = [_jitter(x.detach(), noise, generator) if isinstance(x, Tensor) else x for x in leaves]
     seed = int(torch.randint(2**31, (), generator=generator))
 
-    def ran(run: Any, double: bool = True) -> dict[str, Any] | Exception:
+    def ran(run: Any, every: bool = True, double: bool = True, gradients: bool = True) -> dict[str, Any] | Exception:
         mine = [as_double(x) if double else _copied(x) for x in inputs]
         own = {n: as_double(t) if double else _copied(t) for n, t in state.items()}
         for n, p in module.named_parameters(remove_duplicate=False):
@@ -136,24 +153,44 @@ def _compare(
         tied: dict[int, Tensor] = {}
         for n, t in _registered(module):
             own[n] = tied.setdefault(id(t), own[n])
-        for x in mine:
-            if isinstance(x, Tensor) and (x.is_floating_point() or x.is_complex()):
+        for x, needed in zip(mine, needs, strict=True):
+            if isinstance(x, Tensor) and (x.is_floating_point() or x.is_complex()) and (every or needed):
                 x.requires_grad_()
-        return _outcome(run, plan, module, forward, spec, mine, own, seed, double)
+        with no_compiled_scan() if run is _run_torch_forms else contextlib.nullcontext():
+            return _outcome(run, plan, module, forward, spec, mine, own, seed, double, gradients)
 
-    reference = ran(_run_original)
+    # Some operators have no derivative by all that they take, some programs run in one precision only, and where
+    # forward writes over what backward needs there are values alone.
+    how: dict[str, bool] = {}
+    for how in ({}, {"every": False}, {"every": False, "double": False}, {"every": False, "gradients": False}):
+        reference = ran(_run_original, **how)
+        if not isinstance(reference, Exception):
+            break
     if isinstance(reference, Exception):
-        return
+        raise _NotComparedError(reference)
     compiled = any(isinstance(m, CompiledScan) for m in plan.graph_module.modules())
     runs = [_run_plan, *([_run_torch_forms] if compiled else [])]
     for run in runs:
-        _agree(reference, ran(run), length)
-    if plan.mixed:
-        loop = ran(_run_original, double=False)
+        _agree(reference, ran(run, **how), length, _IN_ITS_OWN if "double" in how else 1e-7)
+    if plan.mixed and "double" not in how:
+        own = how | {"double": False}
+        loop = ran(_run_original, **own)
         if isinstance(loop, Exception):
             return
         for run in runs:
-            _no_worse(reference, loop, ran(run, double=False), length)
+            _no_worse(reference, loop, ran(run, **own), length)
+
+
+class _NotComparedError(Exception):
+    """The original does not run on made-up inputs, for a cause."""
+
+    def __init__(self, cause: Exception) -> None:
+        super().__init__()
+        self.cause = cause
+
+
+_IN_ITS_OWN = 1e-3
+"""How far results may be apart, of their largest value, where the program runs in no other precision than its own."""
 
 
 def _registered(module: nn.Module) -> list[tuple[str, Tensor]]:
@@ -164,14 +201,14 @@ def _copied(x: Any) -> Any:
     return x.detach().clone() if isinstance(x, Tensor) else x
 
 
-def _agree(reference: dict[str, Any], ours: dict[str, Any] | Exception, length: int) -> None:
+def _agree(reference: dict[str, Any], ours: dict[str, Any] | Exception, length: int, tolerance: float = 1e-7) -> None:
     if isinstance(ours, OtherBranch):
         raise ours
     if isinstance(ours, Exception):
         raise refuse("LR010", f"At length {length} the rewritten graph fails: {type(ours).__name__}: {ours}.")
     for what, a in reference.items():
         b = ours.get(what)
-        if not _close(a, b):
+        if not close(a, b, tolerance):
             raise refuse("LR010", f"At length {length} the {what} of the rewritten graph differs{_by(a, b)}.")
 
 
@@ -215,8 +252,9 @@ def _outcome(
     state: dict[str, Tensor],
     seed: int,
     double: bool,
+    gradients: bool,
 ) -> dict[str, Any] | Exception:
-    """Values and gradients of one run, by name."""
+    """Values and, if wanted, gradients of one run, by name."""
     literals = _of_literals(plan)
     registered = {id(t): state[n] for n, t in _registered(module)}
     if double:  # as `in_double` makes the tensors that forward makes itself
@@ -244,8 +282,8 @@ def _outcome(
                 for kind, what in plan.outputs:
                     if kind == "buffer":
                         found[f"buffer {what!r}"] = lookup(module, what).detach().clone()
-            with no_autocast():
-                grads = _gradients(found, leaves, state | attributes)
+                with no_autocast():  # in the block: activation checkpointing runs forward again
+                    grads = _gradients(found, leaves, state | attributes) if gradients else {}
             return {n: x.clone() if writes.has(x) else x for n, x in found.items()} | grads
         except Exception as error:  # whatever the user's code raises on these inputs is its own
             return error
@@ -317,63 +355,6 @@ def _run_torch_forms(plan: Plan, module: nn.Module, forward: Any, spec: Any, lea
     """What runs where a kernel cannot: on other devices, under function transforms, for second derivatives."""
     with torch_forms():
         return _run_plan(plan, module, forward, spec, leaves)
-
-
-def _close(a: Any, b: Any, tolerance: float = 1e-7) -> bool:
-    if isinstance(a, Tensor) != isinstance(b, Tensor):
-        return False
-    if not isinstance(a, Tensor):
-        return bool(a == b or (a != a and b != b))
-    if a.shape != b.shape or a.dtype != b.dtype:
-        return False
-    if not (a.is_floating_point() or a.is_complex()):
-        return torch.equal(a, b)
-    a, b = a.detach(), b.detach()
-    finite = a.isfinite()
-    if not torch.equal(finite, b.isfinite()):
-        return False
-    if not finite.any():
-        return True
-    a, b = a[finite], b[finite]
-    scale = a.abs().max().clamp(min=1e-30)
-    return bool((a - b).abs().max() <= tolerance * scale + 1e-12)
-
-
-def worse(truth: Any, loop: Any, ours: Any, summed: float = 0.0) -> str | None:
-    """Why a result in low precision is worse than the loop's, if it is: of another dtype, not finite elsewhere, or more
-    than twice as far from the truth, beyond a few roundings of its largest value.
-
-    Args:
-        truth: in double precision; loop: what the original gives; ours: what the plan does.
-        summed: for a gradient, the largest value of any gradient. One of a single number, as of a bias, may be little
-            that is left of much: its rounding errors are those of what was summed.
-    """
-    tensors = all(isinstance(x, Tensor) for x in (truth, loop, ours))
-    if not tensors or ours.dtype != loop.dtype or ours.shape != loop.shape:
-        same = type(ours) is type(loop) and not isinstance(ours, Tensor) and (ours == loop or ours != ours)
-        return None if same else f"is a {_kind(ours)} in place of a {_kind(loop)}"
-    if not (ours.is_floating_point() or ours.is_complex()):
-        return None  # it may turn on a rounding
-    finite = loop.isfinite() & truth.isfinite()
-    if not bool((ours.isfinite() | ~finite).all()):
-        return "is not finite where the loop's is"
-    if not finite.any():
-        return None
-    exact = truth.detach()[finite]
-    theirs, own = (float((x.detach()[finite].to(exact.dtype) - exact).abs().max()) for x in (loop, ours))
-    scale = float(exact.abs().max())
-    if loop.numel() == 1:
-        scale = max(scale, summed / 8)
-    slack = _ROUNDINGS * torch.finfo(torch.bfloat16).eps * scale
-    return None if own <= 2 * theirs + slack else f"is off by {own:.3g}, the loop's by {theirs:.3g}"
-
-
-_ROUNDINGS = 4
-"""In bfloat16, of the largest value: how much worse than the loop a lucky loop may make a plan look."""
-
-
-def _kind(x: Any) -> str:
-    return f"{tuple(x.shape)} {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
 
 
 def _truth(module: nn.Module, forward: Any, spec: Any, leaves: Sequence[Any]) -> list[Any] | None:
@@ -479,6 +460,6 @@ def check_length(
                 return Obstruction("LR010", "", f"at length {length} result {i} {problem}.")
             continue
         loose = isinstance(a, Tensor) and isinstance(b, Tensor) and a.dtype in _LOOSE
-        if loose and not _close(a.to(b.dtype), b, _LOOSE[a.dtype]):
+        if loose and not close(a.to(b.dtype), b, _LOOSE[a.dtype]):
             return Obstruction("LR010", "", f"at length {length} result {i} differs{_by(a, b)}.")
     return None

@@ -32,6 +32,7 @@ def test_stages(name: str) -> None:
         "draw",
         "simplify",
         "decompose",
+        "booleans",
         "parts",
         "sink",
         "outline",

@@ -22,7 +22,7 @@ from .samples import Gated, build, same, series
 STAGES: dict[str, tuple[Any, str]] = {
     "signature": (state, "frozen_state"),
     "discovery": (dispatcher, "find_time"),
-    "axis": (compiler, "find_time"),
+    "axis": (dispatcher, "find_time"),
     "fingerprint": (shortruns, "record"),
     "trace": (compiler, "trace"),
     "normalise": (compiler, "normalize"),

@@ -92,7 +92,17 @@ LINEAR: dict[str, Step] = {
     "producer": lambda m, h, x, t, T: m.a * h + torch.tanh(x * 0.9**t) @ m.w,
     "inner loop": lambda m, h, x, t, T: m.a * h + sum((x * 0.9 ** (t + k) for k in range(3)), torch.zeros_like(x)),
     "function": lambda m, h, x, t, T: m.a * h + F.linear(x * 0.9**t, m.w),
+    "clock of a tensor": lambda m, h, x, t, T: m.a * h + x * (t % PERIODS == 0),
+    "remainder by a tensor": lambda m, h, x, t, T: m.a * h + x * torch.remainder(t, PERIODS),
+    "quotient by a tensor": lambda m, h, x, t, T: m.a * h + x * ((t // PERIODS) % 2),
+    "rounded quotient": lambda m, h, x, t, T: m.a * h + torch.div(PERIODS * 9, t + 1, rounding_mode="floor") * x,
+    "bits": lambda m, h, x, t, T: m.a * h + x * (PERIODS & t) + x * (t ^ PERIODS),
+    "shifted bits": lambda m, h, x, t, T: m.a * h + x * ((PERIODS << (t % 3)) % 4),
+    "subtracted from, twice": lambda m, h, x, t, T: m.a * h + torch.rsub(x, 0.1 * t, alpha=2),
+    "product with a logarithm": lambda m, h, x, t, T: m.a * h + torch.xlogy(0.1 * t, PERIODS.double()) * x,
+    "sign": lambda m, h, x, t, T: m.a * h + torch.copysign(x, t - 4.0),
 }
+PERIODS = torch.arange(1, WIDTH + 1)
 
 
 @pytest.mark.parametrize("name", LINEAR)

@@ -122,6 +122,28 @@ def test_what_is_read_from_elsewhere_may_change(
     assert linrec.report(ours).parallel
 
 
+class WithStep(Leaky):
+    def step(self, h: Tensor, x: Tensor) -> Tensor:
+        return 0.5 * h + x
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, out = torch.zeros_like(x[:, 0]), []
+        for t in range(x.shape[1]):
+            h = self.step(h, x[:, t])
+            out.append(h)
+        return torch.stack(out, 1)
+
+
+def test_a_global_called_like_an_attribute_is_another_thing(monkeypatch: pytest.MonkeyPatch) -> None:
+    # As in `for step in range(1000): model(x)`, in the file of a model that has a method of that name.
+    model, plans = linrec.parallelize(WithStep()), []
+    for step in range(3):
+        monkeypatch.setitem(globals(), "step", step)
+        same(model, WithStep(), series())
+        plans.append(linrec.graph(model))
+    assert plans[0] is plans[1] is plans[2]
+
+
 def test_a_variable_of_the_enclosing_function_may_change() -> None:
     kind, box = enclosed()
     ours, oracle = linrec.parallelize(kind()), kind()
