@@ -270,7 +270,7 @@ def matmul(algebra: Algebra, a: Polynomial, b: Polynomial) -> Polynomial:
     space = algebra.space
     row, column = a.rank == 1, b.rank == 1
     a = _unsqueeze_at(a, 0) if row else a
-    b = _unsqueeze_at(b, -1) if column else b
+    b = _unsqueeze_at(b, 1) if column else b
     product = space.multiply(_unsqueeze_at(a, -1), _unsqueeze_at(b, -3))
     result = space.contract(product, [-2])
     axes = list(result.axes)
@@ -288,7 +288,7 @@ def _mm(algebra: Algebra, node: fx.Node, a: Any, b: Any) -> Polynomial:
 
 @rule(aten.outer.default)
 def _outer(algebra: Algebra, node: fx.Node, a: Any, b: Any) -> Polynomial:
-    return algebra.space.multiply(_unsqueeze_at(a, -1), _unsqueeze_at(b, 0))
+    return algebra.space.multiply(_unsqueeze_at(a, 1), _unsqueeze_at(b, 0))
 
 
 @rule(aten.linear.default)
