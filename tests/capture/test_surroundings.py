@@ -142,7 +142,7 @@ def with_everything(box: list[Any], count: int) -> Callable[..., Any]:
 
 
 def test_what_a_function_has_of_its_own() -> None:
-    names, box = surroundings._Names(), [THING]
+    names, box = surroundings._Names(), [plain]
     function: Any = with_everything(box, 3)
     function.note = Many()
     names.function(function)
@@ -152,7 +152,7 @@ def test_what_a_function_has_of_its_own() -> None:
     assert {name: read() for name, (_, read, _) in cells.items()} == {"box": box, "count": 3}
     cells["count"][2](4)  # type: ignore[misc]
     assert function()[1] == cells["count"][1]() == 4
-    assert set(names.pending) == {Thing, Many}
+    assert set(names.pending) == {Thing, Many, plain}
     assert {space for space, name in names.found if name == "box"} == {id(function.__closure__[0])}
 
 

@@ -56,6 +56,10 @@ EQUIVALENT: dict[str, str] = {
     "frozen._frozen: condition dropped: inside is None or depth == 0": "the depth, or the number of objects, ends it as well",
     "frozen._frozen: comparison: len(seen) > MAX_OBJECTS": "one object more or less is looked into",
     "frozen._frozen: guard dropped: if isinstance(inside, (set": "in the order of the set, which stays",
+    "_reached: condition dropped: not is_foreign(kind.__module__) and kind not in CONTAINERS  ->  not": "those of Python's",
+    "_Names.code: condition dropped: space.get('__package__') or ''  ->  space": "no package is called None",
+    "_functions_of: condition dropped: value is not None and (not isinstance(value, type))  ->  value is": "a class wraps "
+    "nothing",
     "_is_small: ": "more is looked into, or less by one item",
     "_is_kept: condition dropped": "it is frozen in full, which takes longer",
     "_has: ": "it is frozen in full, which takes longer",
