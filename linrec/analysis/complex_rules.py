@@ -68,7 +68,7 @@ def _expanded(m: Monomial) -> list[Monomial]:
 
 
 def _plain(number: float) -> int | float:
-    return int(number) if number == int(number) else number
+    return int(number) if number.is_integer() else number
 
 
 def joined(algebra: Algebra, real: Polynomial, imaginary: Polynomial) -> Polynomial:

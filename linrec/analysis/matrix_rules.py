@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from linrec.analysis.polynomial import Atom, Axes, Axis, Factor, Monomial, NoRule, Polynomial
-from linrec.analysis.rules import Algebra, matmul, rule
+from linrec.analysis.rules import Algebra, matmul, rule, widens
 from linrec.analysis.selection import MAX_ROWS, select_rows
 from linrec.ir.nodes import shape_of
 
@@ -37,6 +37,8 @@ def _triangle(algebra: Algebra, p: Polynomial, row: Axis, column: Axis, diagonal
 
 @rule(aten.cumsum.default)
 def _cumsum(algebra: Algebra, node: fx.Node, a: Any, dim: int, dtype: Any = None) -> Polynomial:
+    if not widens(node):
+        raise NoRule("a sum of what was rounded")
     if not a.rank or _size(algebra, a.axes[dim]) == 1:
         return a  # type: ignore[no-any-return]
     dim %= a.rank

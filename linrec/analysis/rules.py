@@ -76,22 +76,27 @@ class Algebra:
     def _evaluate(self, node: fx.Node) -> Polynomial:
         if node in self.states:
             return self.space.atom("state", node, shape_of(node))
-        stateful = node in self.core
-        if stateful and value(node).dtype is torch.bool:
+        stateful, dtype = node in self.core, value(node).dtype
+        if stateful and dtype is torch.bool:
             return self.space.atom("opaque", node, shape_of(node))
         found = RULES.get(node.target)
-        if found is not None and (stateful or self.expand or node.target in _CONSTANTS):
+        expand = self.expand and dtype not in _WRAPPING
+        if found is not None and (stateful or expand or node.target in _CONSTANTS):
             try:
                 args = fx.map_arg(node.args, lambda n: _Box(self.of(n)))
                 kwargs = fx.map_arg(node.kwargs, lambda n: _Box(self.of(n)))
                 result = found(self, node, *_unbox(args), **_unbox(kwargs))
                 shape = shape_of(node)
-                if tuple(self.space.size(a) for a in result.axes) == shape:
+                if self._shape(result) != shape:
+                    result = self.space.align(self._zeros(node), result)[1]
+                if self._shape(result) == shape:
                     return result
-                return self.space.align(self._zeros(node), result)[1]
-            except (NoRule, TypeError, IndexError):
+            except (NoRule, TypeError, IndexError, ZeroDivisionError):
                 pass
         return self.space.atom("opaque" if stateful else "value", node, shape_of(node))
+
+    def _shape(self, p: Polynomial) -> tuple[Any, ...]:
+        return tuple(self.space.size(axis) for axis in p.axes)
 
     def _zeros(self, node: fx.Node) -> Polynomial:
         return Polynomial(tuple(self.space.fresh(s) for s in shape_of(node)), ())
@@ -164,6 +169,8 @@ def _div(algebra: Algebra, node: fx.Node, a: Any, b: Any) -> Polynomial:
 
 def _reciprocal(algebra: Algebra, divisor: Any) -> Polynomial:
     if isinstance(divisor, fx.Node):
+        if not isinstance(value(divisor), torch.Tensor):
+            raise NoRule("division by a symbolic size")
         if not algebra.is_free(divisor):
             raise NoRule("division by the state")
         return algebra.leaf("reciprocal", divisor)
@@ -177,8 +184,21 @@ def _inexact(node: fx.Node) -> bool:
     return bool(dtype.is_floating_point or dtype.is_complex)
 
 
+def widens(node: fx.Node, argument: int = 0) -> bool:
+    """Whether a result can hold whatever an argument holds: it is not rounded, nor cut to integers."""
+    before, after = value(node.args[argument]).dtype, value(node).dtype
+    return bool(torch.promote_types(before, after) == after)
+
+
+def _held(node: fx.Node, number: Any) -> Any:
+    """What a tensor holds that is filled with a number: integers cut it."""
+    return int(number) if isinstance(number, float) and not _inexact(node) else number
+
+
 @rule(aten.addcmul.default)
 def _addcmul(algebra: Algebra, node: fx.Node, a: Any, b: Any, c: Any, value: Any = 1) -> Polynomial:
+    if not _inexact(node) and isinstance(value, float):
+        raise NoRule("integers times a number that is cut to an integer")
     return algebra.space.add(a, algebra.space.multiply(b, c), value)
 
 
@@ -231,9 +251,12 @@ def _masked_fill(algebra: Algebra, node: fx.Node, a: Any, mask: Any, fill: Any) 
     condition = node.args[1]
     if not algebra.is_free(condition):
         raise NoRule("the mask reads the state")
+    if isinstance(fill, Polynomial) and not widens(node, 2):
+        raise NoRule("what is filled in is rounded")
     space = algebra.space
     kept = algebra.leaf("mask", condition)
-    return space.add(space.multiply(kept, algebra.lift(fill)), space.multiply(_as_unmask(kept), a))
+    filled = algebra.lift(_held(node, fill))
+    return space.add(space.multiply(kept, filled), space.multiply(_as_unmask(kept), a))
 
 
 def _unsqueeze_at(p: Polynomial, position: int) -> Polynomial:
@@ -247,7 +270,7 @@ def matmul(algebra: Algebra, a: Polynomial, b: Polynomial) -> Polynomial:
     space = algebra.space
     row, column = a.rank == 1, b.rank == 1
     a = _unsqueeze_at(a, 0) if row else a
-    b = _unsqueeze_at(b, -1) if column else b
+    b = _unsqueeze_at(b, 1) if column else b
     product = space.multiply(_unsqueeze_at(a, -1), _unsqueeze_at(b, -3))
     result = space.contract(product, [-2])
     axes = list(result.axes)
@@ -265,7 +288,7 @@ def _mm(algebra: Algebra, node: fx.Node, a: Any, b: Any) -> Polynomial:
 
 @rule(aten.outer.default)
 def _outer(algebra: Algebra, node: fx.Node, a: Any, b: Any) -> Polynomial:
-    return algebra.space.multiply(_unsqueeze_at(a, -1), _unsqueeze_at(b, 0))
+    return algebra.space.multiply(_unsqueeze_at(a, 1), _unsqueeze_at(b, 0))
 
 
 @rule(aten.linear.default)
@@ -276,6 +299,8 @@ def _linear(algebra: Algebra, node: fx.Node, x: Any, weight: Any, bias: Any = No
 
 @rule(aten.addmm.default, aten.baddbmm.default, aten.addmv.default, aten.addbmm.default)
 def _addmm(algebra: Algebra, node: fx.Node, c: Any, a: Any, b: Any, beta: Any = 1, alpha: Any = 1) -> Polynomial:
+    if not _inexact(node) and (isinstance(beta, float) or isinstance(alpha, float)):
+        raise NoRule("integers times a number that is cut to an integer")
     space = algebra.space
     product = matmul(algebra, a, b)
     if node.target is aten.addbmm.default:
@@ -309,6 +334,10 @@ def _einsum(algebra: Algebra, node: fx.Node, equation: str, operands: Any, path:
 
 @rule(aten.sum.dim_IntList, aten.mean.dim)
 def _sum(algebra: Algebra, node: fx.Node, a: Any, dims: Any, keepdim: bool = False, dtype: Any = None) -> Polynomial:
+    if not widens(node):
+        raise NoRule("a sum of what was rounded")
+    if not a.rank:
+        return a  # type: ignore[no-any-return]
     dims = list(range(a.rank)) if not dims else [dims] if isinstance(dims, int) else list(dims)
     result = algebra.space.contract(a, dims, keepdim)
     if node.target is aten.mean.dim:
@@ -321,6 +350,8 @@ def _sum(algebra: Algebra, node: fx.Node, a: Any, dims: Any, keepdim: bool = Fal
 
 @rule(aten.sum.default)
 def _sum_all(algebra: Algebra, node: fx.Node, a: Any, dtype: Any = None) -> Polynomial:
+    if not widens(node):
+        raise NoRule("a sum of what was rounded")
     return algebra.space.contract(a, list(range(a.rank))) if a.rank else a
 
 
@@ -388,9 +419,7 @@ def _identity(algebra: Algebra, node: fx.Node, a: Any, **_: Any) -> Polynomial:
 
 @rule(aten._to_copy.default, aten.to.dtype, aten.to.device, aten.to.dtype_layout, aten.type_as.default)
 def _cast(algebra: Algebra, node: fx.Node, a: Any, *_: Any, **__: Any) -> Polynomial:
-    before, after = value(node.args[0]).dtype, value(node).dtype
-    exact = is_licence(node) or torch.promote_types(before, after) == after
-    if not exact or value(node.args[0]).device != value(node).device:
+    if not (is_licence(node) or widens(node)) or value(node.args[0]).device != value(node).device:
         raise NoRule("a cast that rounds")
     return a  # type: ignore[no-any-return]
 
@@ -405,9 +434,12 @@ def _filled(algebra: Algebra, node: fx.Node, *args: Any, **__: Any) -> Polynomia
     """Of a state only its dtype and device are read."""
     number: Any = 1
     if node.target in (aten.full_like.default, aten.new_full.default):
-        number = args[1 + (node.target is aten.new_full.default)]
+        number = _held(node, args[1 + (node.target is aten.new_full.default)])
     space = algebra.space
     return space.add(algebra._zeros(node), space.constant(number) if number else algebra._zeros(node))
 
+
+_WRAPPING = frozenset((torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32))
+"""Dtypes whose sums are not those of numbers: of truth values it is one of them again, and small integers wrap."""
 
 _CONSTANTS = {aten.zeros.default, aten.zeros_like.default, aten.new_zeros.default}

@@ -112,7 +112,7 @@ def _roll(algebra: Algebra, node: fx.Node, a: Any, shifts: Any, dims: Any = ()) 
 @rule(aten.constant_pad_nd.default, aten.pad.default)
 def _pad(algebra: Algebra, node: fx.Node, a: Any, padding: Any, *args: Any, **kwargs: Any) -> Polynomial:
     mode = next((x for x in args if isinstance(x, str)), kwargs.get("mode", "constant"))
-    fill = next((x for x in args if isinstance(x, (int, float))), kwargs.get("value"))
+    fill = next((x for x in args if x is not None and not isinstance(x, str)), kwargs.get("value"))
     if not all(isinstance(x, int) for x in padding) or (mode == "constant" and fill):
         raise NoRule("padding with something else than zeros")
     for k in range(len(padding) // 2):

@@ -192,10 +192,11 @@ class _Search(_Names):
                     self.members += [(value, n, x) for b in bases for n, x in list(vars(b).items())]
                 elif isinstance(value, types.ModuleType):
                     self.modules.append(value)
-                elif id(value.__code__) not in self.seen and not is_foreign(value.__module__ or ""):
-                    self.seen.add(id(value.__code__))
+                elif not is_foreign(value.__module__ or ""):
                     self.function(value)
-                    self.code(value.__code__, value.__globals__)
+                    if id(value.__code__) not in self.seen:
+                        self.seen.add(id(value.__code__))
+                        self.code(value.__code__, value.__globals__)
             if not self.pending:
                 self._by_name()
                 self.pending = [x for x in self.pending if id(x) not in self.seen]

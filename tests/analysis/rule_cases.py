@@ -138,7 +138,7 @@ for exponent in (1, 2, 3, 2.0):
     case(aten.pow.Tensor_Scalar, S(B, 3), exponent)
 case(aten.addcmul.default, S(B, 3), F(B, 3), F(3))
 case(aten.addcmul.default, F(B, 3), S(B, 1), F(3), value=-2)
-case(aten.addcmul.default, F(3), F(B, 1), S(B, 3))
+case(aten.addcmul.default, F(3), F(B, 1), S(B, 3), value=0.5)
 case(aten.addcdiv.default, S(B, 3), F(B, 3), F(3))
 case(aten.addcdiv.default, F(B, 3), S(B, 1), F(3), value=-2)
 case(aten.lerp.Scalar, S(B, 3), F(B, 3), 0.25)
@@ -297,6 +297,14 @@ case(aten.to.dtype, S(B, 3, dtype=_SINGLE), torch.float64)
 case(aten.to.device, S(B, 3, dtype=_SINGLE), torch.device("cpu"), torch.float64)
 case(aten.to.dtype_layout, S(B, 3, dtype=_SINGLE), dtype=torch.float64)
 case(aten.type_as.default, S(B, 3, dtype=_SINGLE), F(2))
+for target in (aten.sum.default, aten.mean.default):
+    case(target, S(4, 3, dtype=_SINGLE), dtype=torch.float64)
+for target in (aten.sum.dim_IntList, aten.mean.dim, aten.cumsum.default):
+    case(target, S(B, 3, dtype=_SINGLE), [1] if target is not aten.cumsum.default else 1, dtype=torch.float64)
+for target in (aten.sum.dim_IntList, aten.mean.dim):
+    case(target, S(), [-1])
+    case(target, S(), [0], True)
+    case(target, S(4, 1), None, True)
 case(aten.zeros.default, [N, 3], dtype=torch.float64)
 case(aten.zeros_like.default, S(B, 3))
 case(aten.new_zeros.default, S(B, 3), [N, 1, 4])
@@ -305,6 +313,17 @@ case(aten.new_ones.default, S(B, 3), [4, 2])
 case(aten.full_like.default, S(B, 3), 2.5)
 case(aten.new_full.default, S(B, 3), [2, 4], -1.5)
 case(aten.new_full.default, S(B, 3), [2, 4], 0)
+_LONG = torch.int64
+case(aten.full_like.default, S(B, 3), 2.5, dtype=_LONG)
+case(aten.new_full.default, S(B, 3, dtype=_LONG), [2, 4], -1.5)
+case(aten.masked_fill.Scalar, S(B, 3, dtype=_LONG), M(3), 1.5)
+case(aten.masked_fill.Tensor, S(B, 3), M(3), F(dtype=_SINGLE))
+case(aten.masked_fill.Tensor, S(B, 3, dtype=_LONG), M(3), F(dtype=_LONG))
+case(aten.addcmul.default, S(B, 3, dtype=_LONG), F(3, dtype=_LONG), F(B, 3, dtype=_LONG), value=2)
+case(aten.addmv.default, S(3, dtype=_LONG), F(3, 3, dtype=_LONG), F(3, dtype=_LONG), beta=-1, alpha=2)
+case(aten.div.Tensor, S(B, 3, dtype=_LONG), F(B, 3))
+case(aten.linear.default, S(B, 3), F(4, 3), bias=F(4))
+case(aten.linear.default, F(B, 3), F(4, 3), bias=S(4))
 
 for start, end, by in (
     (0, 3, 1),

@@ -62,7 +62,7 @@ def build(c: Case, symbolic: bool) -> Built:
         return node
 
     args = [place(x) for x in c.args]
-    node = step.call(c.target, *args, **c.kwargs)
+    node = step.call(c.target, *args, **{name: place(x) for name, x in c.kwargs.items()})
     step.finish(node)
     return Built(step, node, step.values, states)
 

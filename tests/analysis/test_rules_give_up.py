@@ -14,7 +14,7 @@ from linrec.analysis.rules import Algebra, overloads
 
 from .graphs import BATCH, StepGraph
 from .numeric import Numbers
-from .rule_cases import _SINGLE, CASES, Case, F, M, S
+from .rule_cases import _LONG, _SINGLE, CASES, Case, F, M, N, S
 from .test_rules import build
 
 aten = torch.ops.aten
@@ -26,6 +26,9 @@ GIVES_UP = [
     Case(aten.div.Tensor, (F(B, 3), S(B, 3)), {}),
     Case(aten.div.Tensor, (S(B, 3), S(3)), {}),
     Case(aten.div.Scalar, (S(B, 3), 0), {}),
+    *(Case(target, (S(B, 3), N), {}) for target in (aten.div.Tensor, aten.mul.Tensor, aten.full_like.default)),
+    *(Case(target, (S(B, 3), F(B, 3)), {"alpha": N}) for target in (aten.add.Tensor, aten.sub.Tensor)),
+    Case(aten.pad.default, (S(B, 3), [1, 0], "constant", N), {}),
     Case(aten.addcdiv.default, (F(4, 3), F(4, 3), S(4, 3)), {}),
     Case(aten.where.self, (S(B, 3, dtype=torch.bool), F(B, 3), F(B, 3)), {}),
     Case(aten.where.ScalarOther, (S(B, 3, dtype=torch.bool), F(B, 3), 2.0), {}),
@@ -37,6 +40,18 @@ GIVES_UP = [
     Case(aten.einsum.default, ("bii,bi->bi", [S(4, 3, 3), F(4, 3)]), {}),
     Case(aten.mean.dim, (S(B, 3), [0]), {}),
     Case(aten.mean.dim, (S(B, 3), None), {}),
+    Case(aten.mean.dim, (S(4, 0), [1]), {}),
+    *(Case(aten.sum.dim_IntList, (S(4, 3), [1]), {"dtype": dtype}) for dtype in (torch.int64, _SINGLE)),
+    *(Case(aten.sum.default, (S(4, 3),), {"dtype": dtype}) for dtype in (torch.int64, _SINGLE)),
+    *(Case(aten.cumsum.default, (S(4, 3), 1), {"dtype": dtype}) for dtype in (torch.int64, _SINGLE)),
+    Case(aten.mean.dim, (S(4, 3), [1]), {"dtype": _SINGLE}),
+    Case(aten.mean.default, (S(4, 3),), {"dtype": _SINGLE}),
+    Case(aten.masked_fill.Tensor, (S(4, 3, dtype=_SINGLE), M(4, 3), F()), {}),
+    Case(aten.addcmul.default, (S(3, dtype=_LONG), F(3, dtype=_LONG), F(3, dtype=_LONG)), {"value": 1.5}),
+    *(
+        Case(aten.addmv.default, (S(3, dtype=_LONG), F(3, 3, dtype=_LONG), F(3, dtype=_LONG)), {name: 1.5})
+        for name in ("beta", "alpha")
+    ),
     Case(aten._to_copy.default, (S(4, 3),), {"dtype": torch.float32}),
     Case(aten.to.dtype, (S(4, 3), torch.int64), {}),
     Case(aten.type_as.default, (S(4, 3), F(2, dtype=_SINGLE)), {}),
