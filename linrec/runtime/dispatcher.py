@@ -348,12 +348,15 @@ class Dispatcher:
         return None, None
 
     def _too_short(self, found: Compiled, tensors: list[Tensor]) -> bool:
-        """Whether a new plan would not help: the call is shorter than what is traced, or a plan broke at its length."""
+        """Whether a new plan would not help: the call is shorter than what is traced, a plan broke at its length, or
+        what is written has memory in common with something else."""
         for plan in found.plans:
             length = plan.length(tensors)
             if plan.only_length not in (None, length):
                 return True
             if length < plan.min_length or (plan.broken_from is not None and length >= plan.broken_from[0]):
+                return True
+            if plan.shares_what_it_writes(self.module, tensors):
                 return True
         return len(found.plans) >= 16
 
