@@ -63,7 +63,7 @@ class Settings:
     turns: Turns = field(default_factory=Turns)
 
 
-class Dispatcher:
+class Dispatcher(members.InFront):
     """Replaces ``module.forward`` (as an instance attribute). Copies and pickles with its module; plans stay behind.
 
     Args:
@@ -77,7 +77,7 @@ class Dispatcher:
         self.name = name
         self.settings = settings
         self.root = root
-        self._own = module.__dict__.get("forward")
+        self.own = module.__dict__.get("forward")
         self.compiled: dict[Hashable, Compiled] = {}
         self.looked: set[Hashable] = set()
         self.owner = False
@@ -90,7 +90,7 @@ class Dispatcher:
     @property
     def original(self) -> Any:
         """The module's own forward."""
-        own = self._own if self._own is not None else _of_class(self.module)
+        own = self.own if self.own is not None else _of_class(self.module)
         return under_default_device(own)
 
     @property
