@@ -54,7 +54,7 @@ class Kept:
         """Whether `now` is that value, unchanged."""
         if self._fixed:
             old = self._value
-            return now is old or (type(now) is type(old) and type(now) in PLAIN and exact(now) == exact(old))
+            return now is old or (type(now) in PLAIN and exact(now) == exact(old))
         if self._items is not None and _has(now, self._items):
             return True
         return _frozen(now, _DEPTH, set(), self._own) == self._frozen

@@ -42,6 +42,7 @@ EQUIVALENT: dict[str, str] = {
     "frozen._frozen: results swapped": "a pair compares equal in either order",
     "frozen._frozen: condition dropped: is_array(value)": "of arrays of objects the addresses are compared",
     "frozen._frozen: condition dropped: inside is None or depth == 0": "the depth, or the number of objects, ends it as well",
+    "frozen._frozen: condition dropped: isinstance(value, functools.partial) and depth": "the number of objects ends it, too",
     "frozen._frozen: comparison: len(seen) > MAX_OBJECTS": "one object more or less is looked into",
     "frozen._frozen: guard dropped: if isinstance(inside, (set": "in the order of the set, which stays",
     "_is_small: ": "more is looked into, or less by one item",

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from linrec.capture.frozen import Kept
+from linrec.capture.frozen import Kept, is_fixed
 from linrec.ir.members import InFront
 from linrec.runtime import signature as signatures
 from linrec.runtime import state
@@ -206,7 +206,7 @@ def test_what_is_not_a_number_stays_what_it_is() -> None:
 class Gain:
     """Something to call, with a number and a list that it reads."""
 
-    def __init__(self, gain: float) -> None:
+    def __init__(self, gain: Any) -> None:
         self.gain, self.gains = gain, [gain]
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -273,3 +273,24 @@ def test_a_forward_that_is_put_in_place_of_that_of_the_class(value: Any) -> None
     assert of(module, X, seen=seen) == after
     front.own = None
     assert of(module, X, seen=Seen()) == before
+
+
+def test_a_method_of_a_list_is_kept_with_the_list() -> None:
+    items = [1.0]
+    method: Any = items.__getitem__
+    kept = Kept(method)
+    assert kept.still(method) and not is_fixed(method) and is_fixed(torch.tanh) and is_fixed(len)
+    items[0] = 2.0
+    assert not kept.still(method)
+
+
+def test_how_deep_methods_are_looked_into() -> None:
+    """What is deeper is taken for the object that it is."""
+    for depth in range(1, 8):
+        module, value = Two(), [1.0]
+        module.last = value
+        for _ in range(depth):
+            module.last = Gain(module.last).times
+        before = of(module, X)
+        value[0] = 2.0
+        assert (of(module, X) != before) is (depth < 4)
