@@ -265,10 +265,10 @@ def revert(model: Any) -> Any:
         if isinstance(model, _Parallelized) and dispatcher is not None and dispatcher.settings is not mine.settings:
             continue
         if isinstance(dispatcher, Dispatcher):
-            if dispatcher._own is None:
+            if dispatcher.own is None:
                 del sub.__dict__["forward"]
             else:
-                sub.__dict__["forward"] = dispatcher._own
+                sub.__dict__["forward"] = dispatcher.own
     return root.__dict__["function"] if isinstance(model, _Parallelized) else model
 
 

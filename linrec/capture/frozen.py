@@ -17,12 +17,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from linrec.capture.beside import is_foreign
-from linrec.ir.fields import attributes, entries, slot_names
+from linrec.ir.fields import attributes, entries, exact, slot_names
 
 PLAIN = (int, float, complex, bool, str, bytes, type(None))
 CONTAINERS = (list, dict, tuple, set, frozenset, collections.deque)
 BUFFERS = (bytearray, array.array)
-CODE = (types.FunctionType, types.BuiltinFunctionType, type, staticmethod, classmethod, property, functools.partial)
+_CODE = (types.BuiltinFunctionType, type, staticmethod, classmethod, property)
+CODE = (types.FunctionType, types.MethodType, functools.partial, *_CODE)
 """What names may stand for so that other code runs."""
 MAX_ITEMS, _MAX_PLAIN = 1024, 1 << 16
 """Items of a container that are looked into; and of one that holds nothing but numbers and strings."""
@@ -53,7 +54,7 @@ class Kept:
         """Whether `now` is that value, unchanged."""
         if self._fixed:
             old = self._value
-            return now is old or (type(now) is type(old) and type(now) in PLAIN and bool(now == old))
+            return now is old or (type(now) in PLAIN and exact(now) == exact(old))
         if self._items is not None and _has(now, self._items):
             return True
         return _frozen(now, _DEPTH, set(), self._own) == self._frozen
@@ -65,8 +66,15 @@ def is_fixed(value: Any) -> bool:
         return not notes(value)
     if type(value) is tuple:
         return all(map(is_fixed, value))
-    kinds = (*CODE[1:-1], types.ModuleType, types.CodeType)
-    return type(value) in PLAIN or isinstance(value, kinds) or value is GONE
+    kinds = (*_CODE, types.ModuleType, types.CodeType)
+    return type(value) in PLAIN or (isinstance(value, kinds) and not is_method(value)) or value is GONE
+
+
+def is_method(value: Any) -> bool:
+    """Whether a value is a function that belongs to an object, of which it may read what there is to read."""
+    if isinstance(value, types.BuiltinMethodType):
+        return not isinstance(value.__self__, (type, types.ModuleType, type(None)))
+    return isinstance(value, types.MethodType)
 
 
 def _items(value: Any) -> tuple[Any, list[Any] | None, list[Any]] | None:
@@ -110,7 +118,7 @@ _TABLES = ("_parameters", "_buffers", "_modules")
 
 def _frozen(value: Any, depth: int, seen: set[int], own: frozenset[int]) -> Hashable:
     if type(value) in PLAIN:
-        return (type(value), value)
+        return exact(value)
     if isinstance(value, Tensor):
         return ("tensor", id(value))
     if isinstance(value, BUFFERS) or (is_array(value) and not value.dtype.hasobject):
@@ -121,6 +129,10 @@ def _frozen(value: Any, depth: int, seen: set[int], own: frozenset[int]) -> Hash
         return (id(value), tuple([(k, _frozen(v, depth - 1, seen, own)) for k, v in found.items()]) if found else ())
     if isinstance(value, weakref.ref):
         return ("reference", _frozen(value(), depth, seen, own))
+    if is_method(value):
+        return (getattr(value, "__func__", value.__name__), _frozen(value.__self__, depth, seen, own))
+    if isinstance(value, functools.partial) and depth:
+        return (id(value), *(_frozen(x, depth - 1, seen, own) for x in (value.func, value.args, value.keywords)))
     inside = None if id(value) in own else _inside(value)
     if inside is None or depth == 0 or id(value) in seen or len(seen) > MAX_OBJECTS or not _is_small(inside):
         return ("object", id(value), 0 if inside is None else len(inside))

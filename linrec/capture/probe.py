@@ -81,8 +81,14 @@ def undone(module: nn.Module, tensors: Sequence[Any] = (), parameters: str = "wa
             writes.undo()
             for tensor, version, value in kept:
                 # Some operators write without telling: batch norm does not bump the version of its statistics.
-                if tensor._version != version or not torch.equal(tensor, value):
-                    tensor.detach().copy_(value)
+                if tensor._version != version or not _has(tensor, value):
+                    # What is detached from a sparse one has its numbers, but not its way to get others.
+                    (tensor if tensor.is_sparse else tensor.detach()).copy_(value)
+
+
+def _has(tensor: Tensor, value: Tensor) -> bool:
+    """Whether a tensor has these numbers; a sparse one, which torch does not compare, tells when it is written."""
+    return tensor.layout is not torch.strided or torch.equal(tensor, value)
 
 
 def unpacked() -> contextlib.AbstractContextManager[None]:

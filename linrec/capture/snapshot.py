@@ -117,6 +117,8 @@ def _visited(value: Any, own: frozenset[int]) -> Iterator[Any]:
             pending += [*slots(value).values(), getattr(value, "__dict__", None)]
         elif isinstance(value, weakref.ref):
             pending.append(value())
+        elif isinstance(value, members.InFront):
+            pending.append(value.own)
         elif isinstance(value, types.MappingProxyType):
             pending += value.values()
         elif isinstance(value, (types.MethodType, types.BuiltinMethodType)):

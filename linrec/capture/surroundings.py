@@ -33,6 +33,7 @@ from linrec.capture.frozen import (
     is_object,
     notes,
 )
+from linrec.ir import members
 from linrec.ir.fields import attributes
 
 _MAX_POINTS = 256
@@ -60,7 +61,8 @@ def reached(modules: list[nn.Module]) -> Reached:
     """The functions that attributes of modules hold, the classes of objects that they hold, and Python modules: code
     that forward may run, and that may read values of its own."""
     every = set(map(id, modules))
-    return frozenset(_reached([v for m in modules for n, v in m.__dict__.items() if n not in _TABLES], every))
+    held = [v for m in modules for n, v in m.__dict__.items() if n not in _TABLES]
+    return frozenset(_reached([*held, *map(members.own_forward, modules)], every))
 
 
 _TABLES = ("_parameters", "_buffers", "_modules", "forward")

@@ -1,4 +1,5 @@
-"""The attributes of an object, those in slots included; the entries of a dict, whatever its class makes of them."""
+"""The attributes of an object, those in slots included; the entries of a dict, whatever its class makes of them; what a
+plain value is to a computation."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ import collections
 import contextlib
 import types
 import weakref
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from typing import Any
 
 _KNOWN: weakref.WeakKeyDictionary[type, dict[str, Any]] = weakref.WeakKeyDictionary()
@@ -59,3 +60,9 @@ def entries(value: Any) -> Iterable[tuple[Any, Any]]:
     kind: Any = collections.OrderedDict if isinstance(value, collections.OrderedDict) else dict
     found: Iterable[tuple[Any, Any]] = kind.items(value)
     return found
+
+
+def exact(value: Any) -> Hashable:
+    """A plain value as something that compares equal where the same comes of it: minus zero is another number than
+    zero, as one is another than true."""
+    return (type(value), repr(value) if type(value) in (float, complex) else value)

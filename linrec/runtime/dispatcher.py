@@ -63,7 +63,7 @@ class Settings:
     turns: Turns = field(default_factory=Turns)
 
 
-class Dispatcher:
+class Dispatcher(members.InFront):
     """Replaces ``module.forward`` (as an instance attribute). Copies and pickles with its module; plans stay behind.
 
     Args:
@@ -77,7 +77,7 @@ class Dispatcher:
         self.name = name
         self.settings = settings
         self.root = root
-        self._own = module.__dict__.get("forward")
+        self.own = module.__dict__.get("forward")
         self.compiled: dict[Hashable, Compiled] = {}
         self.looked: set[Hashable] = set()
         self.owner = False
@@ -90,7 +90,7 @@ class Dispatcher:
     @property
     def original(self) -> Any:
         """The module's own forward."""
-        own = self._own if self._own is not None else _of_class(self.module)
+        own = self.own if self.own is not None else _of_class(self.module)
         return under_default_device(own)
 
     @property
@@ -353,12 +353,15 @@ class Dispatcher:
         return None, None
 
     def _too_short(self, found: Compiled, tensors: list[Tensor]) -> bool:
-        """Whether a new plan would not help: the call is shorter than what is traced, or a plan broke at its length."""
+        """Whether a new plan would not help: the call is shorter than what is traced, a plan broke at its length, or
+        what is written has memory in common with something else."""
         for plan in found.plans:
             length = plan.length(tensors)
             if plan.only_length not in (None, length):
                 return True
             if length < plan.min_length or (plan.broken_from is not None and length >= plan.broken_from[0]):
+                return True
+            if plan.shares_what_it_writes(self.module, tensors):
                 return True
         return len(found.plans) >= 16
 

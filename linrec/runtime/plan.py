@@ -121,18 +121,33 @@ class Plan:
                 not isinstance(value, Tensor) or (value.dtype, value.shape, value.device) != expected
             ):
                 return None
-        return values if self._as_shared(module, values) else None
+        return values if self._as_shared(module, tensors, values) else None
 
-    def _as_shared(self, module: nn.Module, values: Sequence[Any]) -> bool:
+    def _as_shared(self, module: nn.Module, tensors: Sequence[Tensor], values: Sequence[Any]) -> bool:
         """Whether what was one tensor under several names still is one, and what forward writes has no other name."""
         for value, source in zip(values, self.sources, strict=True):
             for name, keys in source.others:
                 if lookup(module, name, keys) is not value:
                     return False
-        if not self.written:
-            return True
-        own = [id(v) for v, s in zip(values, self.sources, strict=True) if s.name in self.written]
-        return not any(sum(id(v) == one for v in values) > 1 for one in own)
+        return not self.shares_what_it_writes(module, tensors, values)
+
+    def shares_what_it_writes(
+        self, module: nn.Module, tensors: Sequence[Tensor], values: Sequence[Any] | None = None
+    ) -> bool:
+        """Whether forward writes into memory in which something else lies that it reads or writes: what the graph makes
+        goes there afterwards, and the loop reads it there before."""
+        if not self._writes:
+            return False
+        if values is None:
+            values = self._values(module, tensors, self.length(tensors))
+        places: dict[Any, Any] = {}
+        for value, source in zip(values, self.sources, strict=True):
+            if source.kind not in ("constant", "number"):
+                places[source.index if source.kind == "input" else (source.name, source.keys)] = value
+        own = {what if kind == "input" else (what, ()) for kind, what in self._writes}
+        for place in own:
+            places[place] = tensors[place] if type(place) is int else lookup(module, place[0])
+        return any(_overlap(places[a], x) for a in own for b, x in places.items() if a != b)
 
     def is_checked(self, length: int) -> bool:
         """Whether the original was seen to do at this length what its short traces predict."""
@@ -195,6 +210,11 @@ class Plan:
         return not (self.has_effects or self.decisions or self.dense)
 
     @functools.cached_property
+    def _writes(self) -> list[tuple[str, Any]]:
+        """The inputs and the buffers that forward writes."""
+        return [(kind, what) for kind, what in self.outputs if kind != "user"]
+
+    @functools.cached_property
     def written(self) -> set[str]:
         """The buffers that forward writes."""
         return {what for kind, what in self.outputs if kind == "buffer"}
@@ -245,6 +265,25 @@ def _assemble(spec: Any, leaves: list[Any], values: list[Tensor]) -> Any:
     if len(leaves) == 1 and spec.is_leaf() and isinstance(leaves[0], Slot):
         return values[leaves[0].position]
     return pytree.tree_unflatten([values[x.position] if isinstance(x, Slot) else x for x in leaves], spec)
+
+
+def _overlap(a: Any, b: Any) -> bool:
+    """Whether two tensors may have memory in common."""
+    if not isinstance(a, Tensor) or not isinstance(b, Tensor):
+        return False
+    try:
+        (start, end), (first, last) = _extent(a), _extent(b)
+    except (RuntimeError, NotImplementedError):  # no memory of their own: sparse ones, and those of transforms
+        return a is b
+    return a is b or (start < last and first < end)
+
+
+def _extent(x: Tensor) -> tuple[int, int]:
+    """The memory of a tensor, from its first element to behind the last."""
+    start = x.data_ptr()
+    if not start:  # an empty one, or one on the meta device
+        return start, start
+    return start, start + x.element_size() * (1 + sum((n - 1) * s for n, s in zip(x.shape, x.stride(), strict=True)))
 
 
 def gradient_flags(module: nn.Module, tensors: Sequence[Tensor]) -> tuple[bool, ...]:

@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 from linrec.capture.beside import is_one_way
 from linrec.capture.snapshot import reachable
 from linrec.ir import members
+from linrec.ir.fields import exact
 from linrec.ir.held import held
 from linrec.ir.obstruction import Obstruction
 from linrec.ops.precision import autocast_state
@@ -85,7 +86,7 @@ def signature(module: nn.Module, leaves: list[Any], spec: Any, seen: Seen | None
         if isinstance(x, Tensor):
             parts.append((type(x), x.dtype, x.device, tuple([s == 1 for s in x.shape])))
         else:
-            parts.append((type(x), x))
+            parts.append(exact(x))
     frozen, changing = (seen or Seen()).frozen(modules)
     parts.append(frozen)
     parts.append(_held(changing, leaves))

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from linrec.capture.beside import is_foreign
+from linrec.capture.frozen import is_method
 from linrec.ir import members
-from linrec.ir.fields import attributes, entries
+from linrec.ir.fields import attributes, entries, exact
 from linrec.ir.held import DEPTH, is_open
 
 _PLAIN = (int, float, complex, bool, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
@@ -69,22 +70,21 @@ def frozen_state(
     parts: list[Any] = []
     for sub in members.modules(module) if modules is None else modules:
         parts.append(type(sub))
+        forward = members.own_forward(sub)
+        if forward is not None:  # another code than that of its class
+            function = isinstance(forward, types.FunctionType)
+            parts.append(("forward", forward if function else _frozen(forward, memo, _DEPTH)))
         for name, value in sub.__dict__.items():
-            if name == "forward" and isinstance(value, _OWN):
-                parts.append((name, value))  # another code than that of its class
             if name in _TABLES or (only is not None and name not in only):
                 continue
             if type(value) in _PLAIN:
-                parts.append((name, type(value), value))
+                parts.append((name, exact(value)))
             elif isinstance(value, Tensor):
                 # Attributes that hold a tensor are looked up at every call; that there is one is what counts.
                 parts.append((name, "tensor"))
             else:
                 parts.append((name, _frozen(value, memo, _DEPTH, DEPTH + 1)))
     return tuple(parts)
-
-
-_OWN = (types.FunctionType, types.MethodType, functools.partial)
 
 
 _FIXED = frozenset([*_PLAIN, types.FunctionType, types.BuiltinFunctionType, type])
@@ -140,12 +140,16 @@ class Seen:
         items = list(attributes.items())
         if not all(name in _TABLES or _is_fixed(value) for name, value in items):
             return None
+        if not _is_fixed(members.own_forward(sub)):
+            return None
         frozen = Frozen(frozen_state(sub, modules=[sub]))
         return sub, tuple([n for n, _ in items]), [v for _, v in items], frozen, type(sub)
 
 
 def _is_fixed(value: Any) -> bool:
-    return type(value) in _FIXED or (type(value) is tuple and all(type(x) in _FIXED for x in value))
+    if type(value) is types.BuiltinFunctionType:
+        return not is_method(value)
+    return type(value) in _FIXED or (type(value) is tuple and all(map(_is_fixed, value)))
 
 
 def submodules(module: nn.Module) -> list[nn.Module]:
@@ -171,8 +175,10 @@ def _frozen(value: Any, memo: dict[int, Hashable], depth: int, open_: int = 0) -
         value: the value; memo: what was frozen already, by id; depth: how far to look into it.
         open_: how far what it holds is looked up at every call: that there is a tensor is what counts there.
     """
+    if isinstance(value, members.InFront):
+        value = value.own
     if type(value) in _PLAIN:
-        return (type(value), value)
+        return exact(value)
     open_ = open_ if is_open(value) or isinstance(value, Tensor) else 0
     if isinstance(value, Tensor) and open_:
         return "tensor"
@@ -206,14 +212,14 @@ def _frozen(value: Any, memo: dict[int, Hashable], depth: int, open_: int = 0) -
         own = [(n, v) for n, v in value.__dict__.items() if n not in ("_parameters", "_buffers", "_modules")]
         inside = tuple((n, _frozen(v, memo, depth - 1)) for n, v in [*own, *value._modules.items()])
         found = ("object", key, inside)
+    elif is_method(value):
+        found = ("method", getattr(value, "__func__", value.__name__), _frozen(value.__self__, memo, depth - 1))
     elif isinstance(value, (type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType)):
         found = ("object", key)
     elif isinstance(value, weakref.ref):
         found = ("reference", _frozen(value(), memo, depth - 1))
     elif isinstance(value, functools.partial):
-        found = ("partial", key, *(_frozen(x, memo, depth - 1) for x in (value.args, value.keywords)))
-    elif isinstance(value, types.MethodType):
-        found = ("method", value.__func__, id(value.__self__))
+        found = ("partial", key, *(_frozen(x, memo, depth - 1) for x in (value.func, value.args, value.keywords)))
     elif hasattr(value, "__dict__") or not is_foreign(type(value).__module__):
         inside = tuple((n, _frozen(v, memo, depth - 1, inner)) for n, v in attributes(value).items())
         found = (type(value), 0 if open_ else key, inside)

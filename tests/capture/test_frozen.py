@@ -19,12 +19,22 @@ from torch import nn
 
 from linrec.capture.frozen import GONE, Kept, is_object
 from linrec.ir.fields import attributes, set_slots, slots
+from linrec.ir.members import InFront
 from linrec.runtime.state import Frozen, Seen, frozen_state, submodules
 
 
 class Plain:
     def __init__(self) -> None:
         self.a: Any = 1.0
+
+    def __call__(self) -> None:
+        pass
+
+    def put(self) -> None:
+        pass
+
+    def take(self) -> None:
+        pass
 
 
 class Slotted:
@@ -140,6 +150,14 @@ CHANGES: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "module": (lambda: nn.Dropout(0.5), lambda x: setattr(x, "p", 0.1)),
     "module in training": (lambda: nn.Dropout(0.5), lambda x: x.eval()),
     "module within": (lambda: nn.Sequential(nn.Dropout(0.5)), lambda x: x[0].eval()),
+    "object of a method": (lambda: Holder(Plain().put), lambda x: put(x.value.__self__)),
+    "list of a method": (lambda: Holder([1.0].__getitem__), lambda x: x.value.__self__.append(1.0)),
+    "object of a partial": (lambda: Holder(functools.partial(Plain())), lambda x: put(x.value.func)),
+    "method of an object": (lambda: Holder(Plain().put), lambda x: setattr(x, "value", x.value.__self__.take)),
+    "partial replaced": (
+        lambda: Holder(functools.partial(function)),
+        lambda x: setattr(x, "value", functools.partial(function)),
+    ),
     "hook": (lambda: nn.Sequential(nn.Identity()), lambda x: hook(x[0])),
     "module replaced": (lambda: nn.Sequential(nn.Identity()), lambda x: x.__setitem__(0, nn.Identity())),
 }
@@ -147,7 +165,7 @@ STRONG = Plain()
 TABLE = {"a": 1.0}
 
 
-@pytest.mark.parametrize("name", [n for n in CHANGES if "partial" not in n])  # whose parts are found by themselves
+@pytest.mark.parametrize("name", CHANGES)
 def test_what_is_found_elsewhere(name: str) -> None:
     make, change = CHANGES[name]
     value = make()
@@ -302,7 +320,10 @@ def test_which_attributes_count() -> None:
     for table in ("_forward_hooks", "_parameters", "_is_full_backward_hook"):
         assert not changed(table, collections.OrderedDict(x=1.0))
     assert changed("forward", function) and changed("forward", types.MethodType(function, owner), {"a"})
-    assert not changed("forward", 1.0)
+    front = InFront()
+    for front.own in (None, function):
+        assert changed("forward", front) is (front.own is not None)
+    assert changed("forward", torch.tanh) and changed("forward", Plain())
     assert not changed("other", function, {"a"}) and changed("other", function)
 
 
@@ -377,7 +398,7 @@ LEVELS = {
     "object": (7, 5),
     "module": (7, 5),
     "view": (7, 5),
-    "partial": (4, 1),
+    "partial": (4, 3),
     "note": (1, 5),
 }
 """From which depth on a change is not seen, in a module's attributes and in what is found elsewhere."""

@@ -252,3 +252,15 @@ def test_gradient_does_not_stay_in_a_buffer() -> None:
         assert module(x).requires_grad
     assert not module.last.requires_grad
     assert module.last.tolist() == [0, 0, 0]
+
+
+def test_what_is_sparse_does_not_keep_others_from_being_put_back() -> None:
+    """Batch norm writes its statistics without telling, so that they are compared; torch does not compare sparse ones."""
+    module = nn.BatchNorm1d(3)
+    before = {name: b.clone() for name, b in module.named_buffers()}
+    module._buffers = {"graph": torch.eye(3).to_sparse(), **module._buffers}
+    with undone(module):
+        module(torch.randn(4, 3))
+        module.graph.mul_(2)  # type: ignore[operator]
+    assert torch.equal(module.graph.to_dense(), torch.eye(3))  # type: ignore[operator]
+    assert all(torch.equal(b, getattr(module, name)) for name, b in before.items())

@@ -5,6 +5,9 @@ from __future__ import annotations
 import pytest
 from torch import nn
 
+from linrec.runtime import dispatcher
+
+from .dispatchers import Compiler, Made, Model, put
 from .samples import Gated, build, compiled, series, small_lmu
 
 Pair = tuple[nn.Module, nn.Module]
@@ -22,3 +25,13 @@ def gated() -> Pair:
 def lmu() -> Pair:
     """A compiled Legendre memory unit and its oracle."""
     return compiled(small_lmu), build(small_lmu)
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> Made:
+    """A module with a dispatcher that validates, and the compiler that it calls."""
+    module = Model()
+    compiler = Compiler(module)
+    for name in ("compile_call", "find_time", "check_length"):
+        monkeypatch.setattr(dispatcher, name, getattr(compiler, name))
+    return module, put(module), compiler
