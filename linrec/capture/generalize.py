@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, fx
 
 from linrec.capture.affine import affine_through
+from linrec.capture.listed import Slot
 from linrec.capture.loops import leaves_of, tree_map_leaves
 from linrec.capture.numbers import Numbers, as_number, computed_in, takes_tensor, with_tensors
-from linrec.capture.trace import Slot, Trace
+from linrec.capture.trace import Trace
 from linrec.ir.location import location
 from linrec.ir.nodes import value
 from linrec.ir.obstruction import refuse

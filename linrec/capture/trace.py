@@ -32,6 +32,7 @@ from linrec.capture.decisions import Asked, Decision, condition_of, grouped, is_
 from linrec.capture.fakes import thrift
 from linrec.capture.functionalize import functionalize
 from linrec.capture.grad_modes import inline_grad_modes
+from linrec.capture.listed import Slot, gathered, marked_lists
 from linrec.capture.snapshot import PLAIN, Memos, assigned, containers, restore_attributes, snapshot_attributes, touched
 from linrec.capture.source import Assigned, Source
 from linrec.capture.surrogates import open_surrogates
@@ -80,25 +81,6 @@ class Trace:
         result = graph.graph_copy(self.graph_module.graph, copies)
         graph.output(result).meta = dict(self.graph_module.graph.output_node().meta)
         return replace(self, graph_module=fx.GraphModule(self.graph_module, graph), sources=[*self.sources])
-
-
-class _Slot:
-    """Marks a leaf that is a tensor output of the graph (its value is the position in the flat outputs)."""
-
-    def __init__(self, position: int) -> None:
-        self.position = position
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Slot) and other.position == self.position
-
-    def __hash__(self) -> int:
-        return hash(self.position)
-
-    def __repr__(self) -> str:
-        return f"out[{self.position}]"
-
-
-Slot = _Slot
 
 
 _DATA: Any = Tensor.data.__get__  # type: ignore[attr-defined]
@@ -156,9 +138,11 @@ class _Flat(nn.Module):
         known: Memos,
         decisions: Asked,
         periods: dict[str, int],
+        listed: int,
     ) -> None:
         super().__init__()
         self.inner = module
+        self.listed = listed
         self.memos = known
         self.decisions, self.periods = decisions, periods
         self._call = (spec, list(leaves), forward)
@@ -182,9 +166,11 @@ class _Flat(nn.Module):
             def slots(value: Any, what: str, otherwise: str = "LR002") -> tuple[list[Any], Any]:
                 leaves, spec = pytree.tree_flatten(opened(value))
                 marked: list[Any] = []
-                for leaf in leaves:
-                    if isinstance(leaf, Tensor):
-                        marked.append(_Slot(len(flat)))
+                for leaf in marked_lists(leaves, put):
+                    if isinstance(leaf, Slot):
+                        marked.append(leaf)
+                    elif isinstance(leaf, Tensor):
+                        marked.append(Slot(len(flat)))
                         flat.append(leaf)
                     elif isinstance(leaf, torch.SymInt):
                         # A number of the module's own that forward moves is another at the next call.
@@ -199,6 +185,11 @@ class _Flat(nn.Module):
                         raise refuse(otherwise, f"{what} holds a {type(leaf).__name__}, which cannot be traced.")
                 return marked, spec
 
+            def put(x: Tensor) -> int:
+                flat.append(x)
+                return len(flat) - 1
+
+            out = gathered(opened(out), self.listed) if self.listed else out
             out_leaves, out_spec = slots(out, "the result")
             attributes = []
             for path, name, keys, value in assigned(saved, self.inner, self.memos):
@@ -207,7 +198,7 @@ class _Flat(nn.Module):
             decided = []
             for decision in grouped(watch.decided, self.decisions[: len(watch.decided)], self.periods):
                 flat.append(decision.condition)
-                decided.append(replace(decision, condition=_Slot(len(flat) - 1)))
+                decided.append(replace(decision, condition=Slot(len(flat) - 1)))
             self.results.value = (out_spec, out_leaves, attributes, decided)
             return flat
         finally:
@@ -245,6 +236,7 @@ def trace(
     known: Memos | None = None,
     decisions: Asked = (),
     periods: dict[str, int] | None = None,
+    listed: int = 0,
 ) -> Trace:
     """Trace one call of `forward` (the module's own, unwrapped) on the given leaves.
 
@@ -256,12 +248,13 @@ def trace(
         dynamic: for each tensor leaf, a dict {dim: Dim.AUTO} of the dimensions to keep symbolic, or None.
         known: what forward may change outside.
         decisions: how its branches on tensors go; periods: how many the same lines ask in one step.
+        listed: the number of steps of which results may be lists; 0 where they are not looked for.
 
     Raises:
         Refused: LR002 or LR015 where ``torch.export`` fails, LR014 where forward switches gradient on.
     """
     tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-    flat = _Flat(module, spec, leaves, forward, known or Memos(), decisions, periods or {})
+    flat = _Flat(module, spec, leaves, forward, known or Memos(), decisions, periods or {}, listed)
     # nn.Module.train(...) must not be called here: the flags of the module are part of what is traced.
     flat.training = module.training
     rng = torch.get_rng_state()

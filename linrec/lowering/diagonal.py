@@ -9,7 +9,7 @@ from linrec.analysis.polynomial import Monomial
 from linrec.ir.nodes import value
 from linrec.ir.recurrence import LinearRecurrence
 from linrec.lowering.cost import Work
-from linrec.lowering.registry import Lowering, Site, coefficients, is_inexact, register, state_bytes, state_size
+from linrec.lowering.registry import Lowering, Site, coefficients, register, state_bytes, state_size
 from linrec.ops import linear_scan
 from linrec.ops.opaque import opaque, states_shape
 
@@ -50,8 +50,9 @@ class DiagonalScan(Lowering):
     name = "diagonal scan"
 
     def applies(self, recurrence: LinearRecurrence, site: Site) -> bool:
-        """Whether the transition is elementwise (1 included) and the state floating-point or complex."""
-        return recurrence.transition.kind in ("identity", "diagonal") and is_inexact(recurrence)
+        """Whether the transition is elementwise (1 included); integers wrap around in a scan as they do in the loop."""
+        flags = value(recurrence.states[0]).dtype is torch.bool
+        return recurrence.transition.kind in ("identity", "diagonal") and not flags and site is not None
 
     def cost(self, recurrence: LinearRecurrence, site: Site, length: int) -> Work:
         """One multiplication and one addition per element and step."""
@@ -93,6 +94,8 @@ def scan_states(a: Tensor, b: Tensor, h0: Tensor, length: int, kept: Tensor | No
         a = a.expand(length, *a.shape[1:])
     if b.shape[1:] != h0.shape:
         b = b.expand(b.shape[0], *h0.shape)
+    if not (h0.is_floating_point() or h0.is_complex()):
+        return _whole(a.expand(length, *a.shape[1:]), b.expand(length, *b.shape[1:]), h0)
     states = linear_scan(a, b, h0, dim=0)
     if kept is None or bool(states.isfinite().all()):
         return states
@@ -102,6 +105,17 @@ def scan_states(a: Tensor, b: Tensor, h0: Tensor, length: int, kept: Tensor | No
         h0 = torch.where(kept[t], a[t] * h0, 0) + b[t]
         rows.append(h0)
     return torch.stack(rows)
+
+
+def _whole(a: Tensor, b: Tensor, h0: Tensor) -> Tensor:
+    """The scan over integers, by doubling: whatever overflows does so in the loop as well, to the same numbers."""
+    b = torch.cat([(a[:1] * h0 + b[:1]).to(h0.dtype), b[1:].to(h0.dtype)])
+    distance = 1
+    while distance < len(b):
+        b = torch.cat([b[:distance], b[distance:] + a[distance:] * b[:-distance]])
+        a = torch.cat([a[:distance], a[distance:] * a[:-distance]])
+        distance *= 2
+    return b
 
 
 def _timed(site: Site, drive: fx.Node) -> fx.Node:

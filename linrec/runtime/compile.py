@@ -277,6 +277,11 @@ def _at_lengths(
         _trace(module, forward, spec, leaves, axis, length, varied, known, each, periods)
         for length, each in zip(lengths, asked, strict=True)
     ]
+    if traces[0].out_spec != traces[1].out_spec:  # as where the outputs of all steps are returned as a list
+        traces = [
+            _trace(module, forward, spec, leaves, axis, length, varied, known, each, periods, listed=True)
+            for length, each in zip(lengths, asked, strict=True)
+        ]
     changing = changing_numbers(traces[1].graph_module.graph) is not None
 
     def numbers() -> Numbers:
@@ -410,6 +415,7 @@ def _trace(
     known: Memos,
     asked: Asked,
     periods: dict[str, int],
+    listed: bool = False,
 ) -> Trace:
     short = _short(leaves, axis, length)
     tensors = [x for x in short if isinstance(x, Tensor)]
@@ -417,6 +423,6 @@ def _trace(
         {d: torch.export.Dim.AUTO for d in sorted(free) if x.shape[d] > 1} or None
         for x, free in zip(tensors, free_dims(leaves, axis, varied), strict=True)
     ]
-    result = trace(module, forward, spec, short, dynamic, known, asked, periods)
+    result = trace(module, forward, spec, short, dynamic, known, asked, periods, length if listed else 0)
     result.length = length
     return result

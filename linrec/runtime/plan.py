@@ -10,14 +10,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
 
 from linrec.capture.decisions import Decision
 from linrec.capture.discover import TimeAxis
+from linrec.capture.listed import assembled
 from linrec.capture.numbers import StepNumbers
 from linrec.capture.source import Assigned, Source
 from linrec.capture.surroundings import Ran
-from linrec.capture.trace import Slot
 from linrec.ir import members
 from linrec.ir.held import attribute, item, lookup, set_item, split
 from linrec.ir.obstruction import Obstruction
@@ -230,7 +229,7 @@ class Plan:
         else:
             flat = self.graph_module.forward(*arguments)
         if self._only_returns:
-            return _assemble(self.out_spec, self.out_leaves, flat)
+            return assembled(self.out_spec, self.out_leaves, flat)
         user: list[Tensor] = [x for (kind, _), x in zip(self.outputs, flat, strict=True) if kind == "user"]
         for k in self.dense:
             if not user[k].is_contiguous():
@@ -249,22 +248,16 @@ class Plan:
             else:
                 tensors[what].copy_(value)
         for each in self.attributes:
-            value = _assemble(each.spec, each.leaves, user)
+            value = assembled(each.spec, each.leaves, user)
             if each.keys:
                 set_item(lookup(module, each.qualified, each.keys[:-1]), each.keys[-1], value)
             else:
                 setattr(module.get_submodule(each.path), each.name, value)
-        return _assemble(self.out_spec, self.out_leaves, user)
+        return assembled(self.out_spec, self.out_leaves, user)
 
 
 class OtherBranch(Exception):
     """Forward takes another branch at these inputs than when it was traced: the plan is none for them."""
-
-
-def _assemble(spec: Any, leaves: list[Any], values: list[Tensor]) -> Any:
-    if len(leaves) == 1 and spec.is_leaf() and isinstance(leaves[0], Slot):
-        return values[leaves[0].position]
-    return pytree.tree_unflatten([values[x.position] if isinstance(x, Slot) else x for x in leaves], spec)
 
 
 def _overlap(a: Any, b: Any) -> bool:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.utils import stateless
 from torch.utils import _pytree as pytree
 
-from linrec.capture.trace import Slot
+from linrec.capture.listed import Slot
 from linrec.ir.scan import is_random
 from linrec.ops.opaque import Shape, call, only_shapes, register
 from linrec.ops.precision import is_autocast
@@ -112,7 +112,7 @@ def _form(plan: Plan) -> int | None:
     """How many tensors a plan returns, 0 for one that is no tuple; None where a call does more than return tensors."""
     if plan.has_effects or plan.mixed or plan.decisions:
         return None
-    if not all(isinstance(x, Slot) for x in plan.out_leaves) or len({x.position for x in plan.out_leaves}) < len(
+    if not all(type(x) is Slot for x in plan.out_leaves) or len({x.position for x in plan.out_leaves}) < len(
         plan.out_leaves
     ):
         return None
