@@ -297,7 +297,7 @@ class Dispatcher(members.InFront):
             return result
 
     def _plan(
-        self, key: Hashable, spec: Any, leaves: list[Any], tensors: list[Tensor], axes: list[TimeAxis] | None
+        self, key: Hashable, spec: Any, leaves: list[Any], tensors: list[Tensor], axes: list[TimeAxis] | None = None
     ) -> tuple[Plan | None, int, list[Any] | None]:
         """The plan for a call, compiled and checked where that is due, the length, and what the plan runs with."""
         key, found = self._found(key)

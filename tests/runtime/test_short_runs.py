@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from linrec.capture import probe
 from linrec.capture.discover import SHORT, TimeAxis
 from linrec.capture.snapshot import Memos
 from linrec.ir.obstruction import Refused
@@ -159,7 +160,7 @@ def test_layouts_are_asked_where_all_are_contiguous() -> None:
 
 
 def _sets(m: Any, x: Tensor) -> None:
-    (x * 1).requires_grad = True
+    x.requires_grad = True
 
 
 REFUSED: dict[str, tuple[str, str, Do]] = {
@@ -171,7 +172,7 @@ REFUSED: dict[str, tuple[str, str, Do]] = {
     "an attribute": ("LR013", r"writes into self\.first\.", lambda m, x: m.first.add_(1)),
     "in a container": ("LR013", r"writes into self\.box\['a'\]\[0\]\.", lambda m, x: m.box["a"][0].add_(1)),
     "elsewhere": ("LR013", "that it has from elsewhere", lambda m, x: ELSEWHERE.add_(1)),
-    "requests gradient": ("LR014", "requires_grad_", lambda m, x: (x * 1).requires_grad_()),
+    "requests gradient": ("LR014", "requires_grad_", lambda m, x: x.requires_grad_()),
     "hook": ("LR014", "register_hook", lambda m, x: (m.weight * 1).register_hook(lambda g: g)),
     "retains": ("LR014", "retain_grad", lambda m, x: (m.weight * 1).retain_grad()),
     "asks for strides": ("LR014", "stride of a tensor", lambda m, x: x.stride()),
@@ -199,7 +200,7 @@ def test_whose_memory_it_is() -> None:
     memory = frozenset([module.weight.untyped_storage().data_ptr()])
     assert shortruns._whose(module, memory) == "the parameter self.weight"
     assert shortruns._whose(module, frozenset([1])) == "a tensor that it has from elsewhere"
-    assert shortruns._has_memory(X) and not shortruns._has_memory(2) and not shortruns._has_memory(module.sparse)
+    assert probe.has_memory(X) and not probe.has_memory(2) and not probe.has_memory(module.sparse)
 
 
 def memos(do: Do, x: Tensor = X) -> bool:
