@@ -45,7 +45,7 @@ class _Shapes:
 
     def key(self, func: Any, args: Any, kwargs: Any) -> Hashable:
         """What the shape of an operator's result follows from; None where that is not said here."""
-        parts: list[Hashable] = [func]
+        parts: list[Hashable] = [func, torch._C._is_any_autocast_enabled(), torch.get_default_dtype()]
         for x in leaves_of(args, kwargs):
             kind = type(x)
             if kind is FakeTensor:

@@ -83,14 +83,16 @@ _ALSO = {
 
 
 def _replace(graph_module: fx.GraphModule, view: ScanView, chosen: list[Component]) -> None:
-    graph, initial = graph_module.graph, list(view.initial)
+    graph, initial, constants = graph_module.graph, list(view.initial), list(view.constants)
     own = {c.carries[0] for c in chosen}
     step = _with_numbers(view, chosen)
+    for component in chosen:
+        # As large as the flag: a tensor without dimensions would not count where dtypes are chosen.
+        flag = initial[component.carries[0]]
+        constants += [emit(graph, view.node, like, (flag,), flag) for like in _LIKE]
     for i in own:
         initial[i] = emit(graph, view.node, aten._to_copy.default, (initial[i],), initial[i], {"dtype": _NUMBER})
-    found = insert_scan(
-        graph_module, view.node, view.node.name, view.length, step, initial, view.series, view.constants
-    )
+    found = insert_scan(graph_module, view.node, view.node.name, view.length, step, initial, view.series, constants)
     for i, users in view.taken().items():
         new = emit(graph, view.node, aten.gt.Scalar, (found[i], 0.5), found[i]) if i in own else found[i]
         for user in users:
@@ -98,11 +100,12 @@ def _replace(graph_module: fx.GraphModule, view: ScanView, chosen: list[Componen
     erase_scan(graph_module, view.node)
 
 
+_LIKE = (aten.zeros_like.default, aten.ones_like.default)
 _NUMBER = torch.float32
 
 
 def _with_numbers(view: ScanView, chosen: list[Component]) -> fx.GraphModule:
-    """The step with numbers in the place of some flags."""
+    """The step with numbers in the place of some flags; the last constants are, for each, a flag unset and one set."""
     flags = {c.carries[0] for c in chosen}
     graph = fx.Graph()
     env: dict[fx.Node, fx.Node] = {}
@@ -114,6 +117,13 @@ def _with_numbers(view: ScanView, chosen: list[Component]) -> fx.GraphModule:
             numbers[i] = env[old]
             with value(old).fake_mode:
                 env[old].meta["val"] = torch.empty_like(value(old), dtype=_NUMBER)
+    known = []
+    for component in chosen:
+        old = view.carries[component.carries[0]]
+        pair = [graph.placeholder(f"{old.name}_{word}") for word in ("not", "set")]
+        for new in pair:
+            new.meta = dict(old.meta)
+        known.append(pair)
     output = graph.output(())
     for i, number in numbers.items():
         env[view.carries[i]] = emit(graph, output, aten.gt.Scalar, (number, 0.5), view.carries[i])
@@ -122,10 +132,10 @@ def _with_numbers(view: ScanView, chosen: list[Component]) -> fx.GraphModule:
             with graph.inserting_before(output):
                 env[node] = graph.node_copy(node, env.__getitem__)
     results = [env[node] for node in view.results]
-    for component in chosen:
+    for component, pair in zip(chosen, known, strict=True):
         (i,) = component.carries
         update = view.updates[i]
-        without, given = (_at(view, component, env, output, flag) for flag in (False, True))
+        without, given = (_at(view, component, env, output, flag) for flag in pair)
         factor = emit(graph, output, aten.sub.Tensor, (given, without), update)
         kept = emit(graph, output, aten.mul.Tensor, (factor, numbers[i]), update)
         results[i] = emit(graph, output, aten.add.Tensor, (kept, without), update)
@@ -134,14 +144,12 @@ def _with_numbers(view: ScanView, chosen: list[Component]) -> fx.GraphModule:
     return fx.GraphModule(torch.nn.Module(), graph)
 
 
-def _at(view: ScanView, component: Component, env: dict[fx.Node, fx.Node], output: fx.Node, flag: bool) -> fx.Node:
+def _at(view: ScanView, component: Component, env: dict[fx.Node, fx.Node], output: fx.Node, flag: fx.Node) -> fx.Node:
     """The update where the flag is this one, as a number."""
     graph, (i,) = output.graph, component.carries
-    carry = view.carries[i]
-    kind = {"dtype": torch.bool, "device": value(carry).device}
-    known = {carry: emit(graph, output, aten.full.default, ([], flag), carry, kind)}
+    known = {view.carries[i]: flag}
     for node in view.step.nodes:
-        if node in component.core and node is not carry:
+        if node in component.core and node is not view.carries[i]:
             args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: known.get(n, env[n]))
             known[node] = emit(graph, output, node.target, args, node, kwargs)
     return emit(graph, output, aten._to_copy.default, (known[view.updates[i]],), view.updates[i], {"dtype": _NUMBER})

@@ -30,6 +30,8 @@ UPDATES: dict[str, Update] = {
     "where": lambda s, k: torch.where(k == 0, torch.ones_like(s), s),
     "filled": lambda s, k: s.masked_fill(k == 0, True),
     "compared": lambda s, k: (s.float() * 0.5 + k / 8) > 0.9,
+    "compared in double precision": lambda s, k: (s.double() * 0.1 + 0.2) >= (k.float() * 0 + 0.3),
+    "compared in half precision": lambda s, k: (s.float() * 0.1001 + 0.2) > (k.half() * 0 + 0.3),
     "unequal": lambda s, k: s != (k < 4),
 }
 
