@@ -40,16 +40,18 @@ def undone(module: nn.Module, tensors: Sequence[Any] = (), parameters: str = "wa
     saved = snapshot_attributes(module)
     kept = [(b, b._version, b.detach().clone()) for b in members.buffers(module)]
     kept += [(t, t._version, t.detach().clone()) for t in tensors if isinstance(t, Tensor)]
-    kept += [(p, p._version, p.detach().clone()) for p in _attributes_of(module, Tensor)]
-    apart = [t for t in [*members.buffers(module), *_attributes_of(module, Tensor)] if not t.requires_grad]
-    every = [*members.parameters(module), *members.buffers(module), *_attributes_of(module, Tensor)]
+    found = _attributes_of(module, (Tensor, torch.Generator))
+    attributes = [x for x in found if isinstance(x, Tensor)]
+    kept += [(p, p._version, p.detach().clone()) for p in attributes]
+    apart = [t for t in [*members.buffers(module), *attributes] if not t.requires_grad]
+    every = [*members.parameters(module), *members.buffers(module), *attributes]
     own = [(p, p.data, p.requires_grad) for p in every if is_plain(p)]
     writes = _Writes()
     if parameters == "copy":
         outside = [x for _, x in reachable(module) if isinstance(x, Tensor) and is_plain(x)]
         kept += [(t, t._version, t.detach().clone()) for t in outside]
         kept += [(p, p._version, p.detach().clone()) for p in members.parameters(module) if is_plain(p)]
-    generators = [(g, g.get_state()) for g in _attributes_of(module, torch.Generator)]
+    generators = [(g, g.get_state()) for g in found if isinstance(g, torch.Generator)]
     kept_hooks = _suspend_hooks(module)
     rng = torch.get_rng_state()
     python_rng, numpy_rng = random.getstate(), _numpy_state()
@@ -131,14 +133,14 @@ def _numpy_draws() -> Any:
     return None if state is None else (state[1].tobytes(), *state[2:])
 
 
-def _attributes_of(module: nn.Module, kind: type) -> list[Any]:
-    """The attributes of a type, those inside lists and dicts included (but not parameters and buffers)."""
+def _attributes_of(module: nn.Module, kinds: tuple[type, ...]) -> list[Any]:
+    """The attributes of some types, those inside lists and dicts included (but not parameters and buffers)."""
     found: dict[int, Any] = {}
     for sub in members.modules(module):
         for name, value in sub.__dict__.items():
             if name not in ("_parameters", "_buffers", "_modules"):
                 held = [value, *(v for c in containers(value) for v in (c.values() if isinstance(c, dict) else c))]
-                found.update({id(v): v for v in held if isinstance(v, kind)})
+                found.update({id(v): v for v in held if isinstance(v, kinds)})
     return list(found.values())
 
 

@@ -55,11 +55,12 @@ def snapshot_attributes(module: nn.Module) -> Snapshot:
     its attributes hold or its code reads elsewhere."""
     every = members.modules(module)
     own = frozenset(map(id, every))
+    seen = dict[int, Any].fromkeys(own)
     saved = []
     for sub in every:
         state = dict(sub.__dict__)
         tables = {table: dict(sub.__dict__[table]) for table in _TABLES}
-        held = [(n, c) for n, v in state.items() if n not in _TABLES for c in containers(v, own)]
+        held = [(n, c) for n, v in state.items() if n not in _TABLES for c in _containers(v, seen)]
         saved.append((sub, state, tables, [(n, c, _copied(c)) for n, c in held]))
     found = points(every)
     outside = [(name, c, _copied(c)) for name, read, _ in found for c in containers(read(), own)]
@@ -72,8 +73,9 @@ def reachable(module: nn.Module) -> Iterator[tuple[str, Any]]:
     every = members.modules(module)
     own = frozenset(map(id, every))
     values = [(n, v) for sub in every for n, v in sub.__dict__.items() if n not in _TABLES]
+    seen = dict[int, Any].fromkeys(own)
     for name, value in [*values, *((name, read()) for name, read, _ in points(every))]:
-        yield from ((name, x) for x in _visited(value, own))
+        yield from ((name, x) for x in _visited(value, seen))
 
 
 def _kind(container: Any) -> Any:
@@ -94,18 +96,22 @@ def containers(value: Any, own: frozenset[int] = frozenset()) -> list[Any]:
     Args:
         value: the value; own: the ids of modules that are looked after otherwise.
     """
-    return [x for x in _visited(value, own) if isinstance(x, _KINDS)]
+    return _containers(value, dict[int, Any].fromkeys(own))
 
 
-def _visited(value: Any, own: frozenset[int]) -> Iterator[Any]:
-    """A value and what it leads to, each once, however deep."""
-    pending, seen = [value], set(own)
-    while pending and len(seen) < _MOST:
+def _containers(value: Any, seen: dict[int, Any]) -> list[Any]:
+    return [x for x in _visited(value, seen) if isinstance(x, _KINDS)]
+
+
+def _visited(value: Any, seen: dict[int, Any]) -> Iterator[Any]:
+    """A value and what it leads to, each once, however deep; not what was `seen` before, by id."""
+    pending, most = [value], len(seen) + _MOST
+    while pending and len(seen) < most:
         value = pending.pop()
         if type(value) in PLAIN or id(value) in seen:
             continue
         if not isinstance(value, tuple):
-            seen.add(id(value))
+            seen[id(value)] = value  # which keeps it, so that no other one gets its id
             yield value
         if isinstance(value, tuple):
             pending.extend(value)

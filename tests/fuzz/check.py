@@ -76,9 +76,10 @@ def observe(model: nn.Module, batch: int, length: int, time: int) -> dict[str, A
     out = tree_leaves(model(x, mask))
     seen: dict[str, Any] = {f"output {k}": y for k, y in enumerate(out)}
     seen |= {f"self.{k}": v for k, v in vars(model).items() if isinstance(v, Tensor)}
-    generator = torch.Generator().manual_seed(7)
     total: Any = 0.0
-    for y in seen.values():
+    for k, y in enumerate(seen.values()):
+        # Of its own for each: whether a result whose gradient is zero says so must not change the others' weights.
+        generator = torch.Generator().manual_seed(7 + k)
         if isinstance(y, Tensor) and y.requires_grad and not y.is_leaf:
             real = torch.view_as_real(y.resolve_conj()) if y.is_complex() else y
             total = total + (real * torch.randn(real.shape, generator=generator, dtype=torch.float64)).sum()
