@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from linrec.capture.beside import changed, draws, states
-from linrec.capture.recorders import Calls, Record, Recorder, is_fresh, is_plain, place
+from linrec.capture.recorders import Calls, Record, Recorder, is_plain, place
 from linrec.capture.snapshot import containers, reachable, restore_attributes, snapshot_attributes
 from linrec.capture.surroundings import code_that_runs
 from linrec.ir import members
@@ -339,12 +339,12 @@ def record(
     for name, value in named_attributes(module):
         for keys, x in [((), value)] if isinstance(value, Tensor) else held(value):
             labels.setdefault(place(x), ("attribute", name, keys))
-    recorder = Recorder(found, labels)
+    recorder, calls = Recorder(found, labels), Calls(found, True, keep=True)
     every = [(name, t, t.data) for name, t in _named_tensors(module) if is_plain(t)]
     args, kwargs = pytree.tree_unflatten(list(leaves), spec)
     handles = _count_per_module(recorder, module, found) if per_module else []
     try:
-        with undone(module, leaves) as writes, torch.enable_grad(), Calls(found, True, made=writes.own), recorder:
+        with undone(module, leaves) as writes, torch.enable_grad(), calls, recorder:
             before = random.getstate(), _numpy_draws()
             drawn = states((n, x) for n, x in reachable(module) if draws(x) and not isinstance(x, torch.Generator))
             with code_that_runs() if watch else contextlib.nullcontext() as found.ran:
@@ -352,9 +352,8 @@ def record(
             found.drew = (random.getstate(), _numpy_draws()) != before or changed(drawn) is not None
             found.wrote = frozenset(writes.before)
             shown = [*pytree.tree_leaves(opened(out)), *(t for _, t in _named_tensors(module))]
-            with torch._C.DisableTorchFunction():  # it is not forward that asks
-                if any(isinstance(x, Tensor) and x.requires_grad and is_fresh(x, writes.own) for x in shown):
-                    found.set.add("requires_grad")  # of what others see, who may ask for its gradient
+            if any(map(calls.wants_gradient, shown)):
+                found.set.add("requires_grad")  # of what others see, who may ask for its gradient
             found.replaced = [name for name, t, data in every if replaced(t, data)]
     finally:
         for handle in handles:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections import Counter
-from collections.abc import Container, Hashable
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -61,12 +61,6 @@ class Record:
 def is_plain(tensor: Tensor) -> bool:
     """Whether a tensor has memory of its own; a sharded parameter has not."""
     return type(tensor) is Tensor or type(tensor.data) is Tensor
-
-
-def is_fresh(tensor: Tensor, made: Container[int]) -> bool:
-    """Whether a tensor is a leaf in memory that was made in this run."""
-    strided = tensor.layout is torch.strided and is_plain(tensor)
-    return strided and tensor.is_leaf and tensor.untyped_storage().data_ptr() in made
 
 
 def place(tensor: Tensor) -> Hashable:
@@ -160,18 +154,32 @@ class Calls(TorchFunctionMode):
 
     Args:
         record: is told; grad: whether the gradient mode is noted; log: whether the calls are listed.
-        made: the memory that the run has made itself, by address, where that is known.
+        keep: whether the tensors that the run makes are kept, so that one is known as such.
     """
 
-    def __init__(self, record: Record, grad: bool, log: bool = False, made: Container[int] = ()) -> None:
+    def __init__(self, record: Record, grad: bool, log: bool = False, keep: bool = False) -> None:
         super().__init__()
-        self.record, self.grad, self.log, self.made = record, grad, log, made
+        self.record, self.grad, self.log, self.keep = record, grad, log, keep
+        self.made: dict[int, Tensor] = {}
+
+    def has_made(self, x: Any) -> bool:
+        """Whether a value is a leaf that a function has returned in this run, and is none of its arguments."""
+        with torch._C.DisableTorchFunction():  # it is not forward that asks
+            return isinstance(x, Tensor) and id(x) in self.made and x.is_leaf
+
+    def wants_gradient(self, x: Any) -> bool:
+        """Whether a value is such a leaf, and a gradient was asked of it."""
+        with torch._C.DisableTorchFunction():
+            return self.has_made(x) and bool(x.requires_grad)
 
     def _asks_of_its_own(self, func: Any, args: Any) -> bool:
-        """Whether gradient is asked of a tensor that the run has just made of nothing, as of a first state: nobody
-        outside can read it."""
-        x = args[0] if func in _ASKS_GRADIENT and args else None
-        return isinstance(x, Tensor) and is_fresh(x, self.made)
+        """Whether gradient is asked of a tensor that the run has just made, as of a first state: nobody outside can
+        read it."""
+        return func in _ASKS_GRADIENT and bool(args) and self.has_made(args[0])
+
+    def _keep(self, leaves: list[Any], out: Any) -> None:
+        given = {id(x) for x in leaves}
+        self.made |= {id(x): x for x in leaves_of(out) if isinstance(x, Tensor) and id(x) not in given}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if self.grad and not torch.is_grad_enabled():
@@ -191,6 +199,8 @@ class Calls(TorchFunctionMode):
             return func(*args, **(kwargs or {}))
         self.record.calls[(name, tuple(x for x in leaves if type(x) is float), torch.is_grad_enabled())] += 1
         out = func(*args, **(kwargs or {}))
+        if self.keep and not name.endswith("__get__"):  # a property may be there already, as a gradient is
+            self._keep(leaves, out)
         if is_asked(func, args, kwargs or {}):
             self.record.decisions.append((bool(out), _by(sys._getframe(1))))
         return out

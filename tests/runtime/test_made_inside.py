@@ -48,6 +48,13 @@ class Assigned(Leaky):
         return h
 
 
+class Detached(Leaky):
+    def first(self, x: Tensor) -> Tensor:
+        h = self.average.detach()  # a tensor of its own, in memory that was there
+        h.requires_grad = True
+        return h
+
+
 class Differentiated(Leaky):
     def forward(self, x: Tensor) -> Tensor:
         h0 = torch.zeros(x.shape[0], 3, dtype=x.dtype).requires_grad_()
@@ -94,7 +101,7 @@ class Learning(Leaky):
         return torch.stack(out, 1)
 
 
-@pytest.mark.parametrize("kind", [Asked, Assigned, Differentiated, Counting, Checkpointed, Learning])
+@pytest.mark.parametrize("kind", [Asked, Assigned, Detached, Differentiated, Counting, Checkpointed, Learning])
 def test_rewritten(kind: type[Leaky]) -> None:
     oracle = kind()
     model = linrec.parallelize(copy.deepcopy(oracle))
