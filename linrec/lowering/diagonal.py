@@ -9,7 +9,7 @@ from linrec.analysis.polynomial import Monomial
 from linrec.ir.nodes import value
 from linrec.ir.recurrence import LinearRecurrence
 from linrec.lowering.cost import Work
-from linrec.lowering.registry import Lowering, Site, coefficients, register, state_bytes, state_size
+from linrec.lowering.registry import Lowering, Site, coefficients, is_inexact, register, state_bytes, state_size
 from linrec.ops import linear_scan
 from linrec.ops.opaque import opaque, states_shape
 
@@ -50,9 +50,11 @@ class DiagonalScan(Lowering):
     name = "diagonal scan"
 
     def applies(self, recurrence: LinearRecurrence, site: Site) -> bool:
-        """Whether the transition is elementwise (1 included); integers wrap around in a scan as they do in the loop."""
+        """Whether the transition is elementwise: 1 included for floating-point and complex states. Integers wrap around
+        in a scan as they do in the loop."""
         flags = value(recurrence.states[0]).dtype is torch.bool
-        return recurrence.transition.kind in ("identity", "diagonal") and not flags and site is not None
+        kinds = ("identity", "diagonal") if is_inexact(recurrence) else () if flags else ("diagonal",)
+        return recurrence.transition.kind in kinds
 
     def cost(self, recurrence: LinearRecurrence, site: Site, length: int) -> Work:
         """One multiplication and one addition per element and step."""

@@ -167,7 +167,7 @@ def _spread(rows: Tensor, flat: Tensor, like: Tensor, lanes: tuple[int, ...], mi
 def _split_sizes(shape: Sequence[int], labels: Sequence[str], sizes: dict[str, int]) -> list[int]:
     out: list[int] = []
     for size, letters in zip(shape, labels, strict=True):
-        if len(letters) <= 1:
+        if len(letters) <= 1 or size == 1:  # in a basis a lane has size 1, whatever it is made of
             out += [size] * len(letters)
             continue
         known = math.prod(sizes[c] for c in letters if c in sizes)

@@ -204,7 +204,11 @@ case(
     by=(SCAN,),
 )
 case(
-    "integers times integers", one(lambda h, a, x: a * h + x), [Of((B, 3), torch.int64)], [Of((B, 3), torch.int64)] * 2
+    "integers times integers",
+    one(lambda h, a, x: a * h + x),
+    [Of((B, 3), torch.int64)],
+    [Of((B, 3), torch.int64)] * 2,
+    by=(SCAN,),
 )
 
 A3 = [matrix(3, 3)]
@@ -380,6 +384,11 @@ case(
 case("total of a matrix", one(lambda h, x: h - h.sum((1, 2), keepdim=True) / 24 + x), S, [real(B, 3, 4)], by=(AFFINE,))
 
 
+def reshaped_pair(a: Tensor, b: Tensor, x: Tensor) -> tuple[Tensor, ...]:
+    new = 0.7 * a.reshape(-1, 2, 2).mul(0.6).flatten(1) + 0.4 * b + x
+    return new, 0.2 * new + x, new, b
+
+
 def rotation(re: Tensor, im: Tensor, x: Tensor, w: Tensor) -> tuple[Tensor, ...]:
     re, im = w.cos() * re - w.sin() * im + x, w.sin() * re + w.cos() * im
     return re, im, re, im
@@ -416,6 +425,7 @@ def swapped(a: Tensor, b: Tensor, x: Tensor) -> tuple[Tensor, ...]:
 
 PAIR = [real(B, 3)] * 2
 case("rotation", rotation, PAIR, [real(B, 3)], [real(3)], by=(AFFINE,))
+case("a pair, one of them reshaped", reshaped_pair, [real(B, 4)] * 2, [real(B, 4)], by=(AFFINE,))
 case("rotation that changes", rotation, PAIR, [real(B, 3), real(B, 3)], by=(AFFINE,))
 case("momentum and memory", momentum, S * 2, [unit(B, 3), real(B, 4), gate(B, 1, 1)], by=(AFFINE,))
 case("two lags", autoregression, PAIR, [real(B, 3)], by=(AFFINE,))

@@ -21,6 +21,7 @@ AFFINE = "chunked affine scan"
     "name",
     [
         "rotation",
+        "a pair, one of them reshaped",
         "a rank-one change",
         "dense, changing",
         "masked pair",
