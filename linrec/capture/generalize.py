@@ -17,7 +17,7 @@ from linrec.ir.location import location
 from linrec.ir.nodes import value
 from linrec.ir.obstruction import refuse
 from linrec.ir.scan import scan_of
-from linrec.ir.timeaxis import affine
+from linrec.ir.timeaxis import affine, steps, unsteps
 
 aten = torch.ops.aten
 
@@ -101,9 +101,7 @@ def _match(
             elif type(x) is int and type(y) is int and x != y:
                 function = affine_through(x, y, *lengths)
                 if function is None:
-                    raise refuse(
-                        "LR005", f"{_name(b)} uses {x} at length {lengths[0]} and {y} at {lengths[1]}.", location(b)
-                    )
+                    raise refuse("LR005", _unlike(b, x, y, lengths), location(b))
                 if length_node is None:
                     raise refuse("LR004", "The number of operators inside a step depends on the length.", location(b))
                 with longer.graph.inserting_before(b):
@@ -112,9 +110,7 @@ def _match(
                 leaves.append(new)
                 changed = True
             elif type(x) is not type(y) or not (x == y or (x != x and y != y)):
-                raise refuse(
-                    "LR005", f"{_name(b)} uses {x!r} at length {lengths[0]} and {y!r} at {lengths[1]}.", location(b)
-                )
+                raise refuse("LR005", _unlike(b, x, y, lengths), location(b))
             else:
                 leaves.append(y)
         if changed:
@@ -153,6 +149,14 @@ def _numbers_as_tensors(
 def _name(node: fx.Node) -> str:
     name = getattr(node.target, "_overloadpacket", node.target)
     return str(getattr(name, "__name__", name)).removeprefix("aten.")
+
+
+def _unlike(node: fx.Node, x: Any, y: Any, lengths: tuple[int, int]) -> str:
+    """What to say of an argument that is no affine function of the length."""
+    at = f"at {lengths[0]} steps and {y!r} at {lengths[1]}"
+    if node.target in (steps, unsteps):  # operators that no user has written
+        return f"What is read or kept of the steps comes to {x!r} {at}: no fixed number more with every step."
+    return f"{_name(node)} uses {x!r} {at}."
 
 
 def _differs(a: fx.Node, b: fx.Node) -> Exception:
