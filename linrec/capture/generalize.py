@@ -153,7 +153,7 @@ def _name(node: fx.Node) -> str:
 
 def _unlike(node: fx.Node, x: Any, y: Any, lengths: tuple[int, int]) -> str:
     """What to say of an argument that is no affine function of the length."""
-    at = f"at {lengths[0]} steps and {y!r} at {lengths[1]}"
+    at = f"at length {lengths[0]} and {y!r} at {lengths[1]}"
     if node.target in (steps, unsteps):  # operators that no user has written
         return f"What is read or kept of the steps comes to {x!r} {at}: no fixed number more with every step."
     return f"{_name(node)} uses {x!r} {at}."
