@@ -105,14 +105,15 @@ report = linrec.explain(states, torch.randn(2, 30, 3))
     ),
     "LR006": Example(
         """
-def counters(x):  # an integer state: no scan is registered for it
-    h, out = torch.zeros_like(x[:, 0]), []
+def paths(x):  # integers that a matrix mixes: no scan is registered for them
+    adjacent = torch.tensor([[1, 1, 0], [0, 1, 1], [1, 0, 1]])
+    h, out = torch.ones_like(x[:, 0]), []
     for t in range(x.shape[1]):
-        h = x[:, t] * h + 1
+        h = h @ adjacent + x[:, t]
         out.append(h)
     return torch.stack(out, 1)
 
-report = linrec.explain(counters, torch.randint(0, 2, (2, 30, 3)))
+report = linrec.explain(paths, torch.randint(0, 2, (2, 30, 3)))
 """,
         advice="See [Extending](extending.md) for how an algorithm is registered.",
     ),
@@ -219,7 +220,7 @@ report = linrec.explain(Recorder(), torch.randn(2, 30, 3))
         """
 class Leaky(torch.nn.Module):
     def forward(self, x):
-        x = x.detach().requires_grad_()
+        x.requires_grad_()  # of the caller's tensor
         h, out = torch.zeros_like(x[:, 0]), []
         for t in range(x.shape[1]):
             h = 0.9 * h + x[:, t]
