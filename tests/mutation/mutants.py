@@ -37,6 +37,7 @@ PROVE = (
 MOVE = (
     "analysis.vector_rules",
     "analysis.vectorize",
+    "passes.booleans",
     "passes.decompose",
     "passes.detached",
     "passes.parts",
@@ -55,6 +56,7 @@ LOWER = (
     "capture.functionalize",
     "capture.reroll",
     "capture.generalize",
+    "capture.listed",
     "capture.masks",
     "capture.numbers",
     "capture.surrogates",
