@@ -10,11 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 
 from linrec.analysis.stategraph import Component, components
 from linrec.ir.nodes import emit, shape_of, value
-from linrec.ir.scan import is_random, scan_nodes
+from linrec.ir.scan import scan_nodes
 from linrec.passes.base import Pass, PassResult
 from linrec.passes.rewrite import ScanView, erase_scan, insert_scan
 
@@ -52,17 +52,15 @@ def _is_flag(view: ScanView, component: Component) -> bool:
     """Whether a component is one flag, and all that is computed of it on the way is, element by element, its size."""
     if not component.recurrent or len(component.carries) != 1:
         return False
-    (i,) = component.carries
-    carry, update = view.carries[i], view.updates[i]
-    flag = value(carry)
-    if not isinstance(flag, Tensor) or flag.dtype is not torch.bool or update.op != "call_function":
+    carry = view.carries[component.carries[0]]
+    if value(carry).dtype is not torch.bool:
         return False
     return all(_is_pointwise(n) and shape_of(n) == shape_of(carry) for n in component.core)
 
 
 def _is_pointwise(node: fx.Node) -> bool:
     tags = getattr(node.target, "tags", ())
-    return (torch.Tag.pointwise in tags or node.target in _ALSO) and not is_random(node)
+    return torch.Tag.pointwise in tags or node.target in _ALSO
 
 
 _ALSO = {
@@ -149,7 +147,7 @@ def _at(view: ScanView, component: Component, env: dict[fx.Node, fx.Node], outpu
     graph, (i,) = output.graph, component.carries
     known = {view.carries[i]: flag}
     for node in view.step.nodes:
-        if node in component.core and node is not view.carries[i]:
+        if node in component.core:
             args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: known.get(n, env[n]))
             known[node] = emit(graph, output, node.target, args, node, kwargs)
     return emit(graph, output, aten._to_copy.default, (known[view.updates[i]],), view.updates[i], {"dtype": _NUMBER})

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import linrec
+from linrec.capture.listed import ItemOf, Items, Slot
 
 WIDTH = 3
 
@@ -132,3 +133,13 @@ def test_a_caller_that_stacks() -> None:
         x = series(batch, length)
         torch.testing.assert_close(model(x), oracle(x), rtol=1e-10, atol=1e-10)
     assert linrec.report(model).parallel
+
+
+def test_marks_are_told_apart() -> None:
+    spec = pytree.tree_flatten(torch.zeros(1))[1]
+    marks = [Slot(0), Slot(1), Items(list, spec, [0]), Items(tuple, spec, [0]), Items(list, spec, [0, 1])]
+    marks += [ItemOf(0, 0, 0), ItemOf(0, -1, 0), ItemOf(0, 0, 1), ItemOf(1, 0, 0)]
+    for k, mark in enumerate(marks):
+        assert [mark == other for other in marks] == [k == j for j in range(len(marks))]
+        assert mark != k
+    assert len(set(marks)) == len(marks)
