@@ -177,14 +177,21 @@ def trace_once() -> None:
     trace = compiling._trace
 
     def remembered(
-        module: nn.Module, forward: Any, spec: Any, leaves: Any, axis: Any, length: int, *rest: Any
+        module: nn.Module,
+        forward: Any,
+        spec: Any,
+        leaves: Any,
+        axis: Any,
+        length: int,
+        *rest: Any,
+        listed: bool = False,
     ) -> Trace:
         if not isinstance(module, Loop):
-            return trace(module, forward, spec, leaves, axis, length, *rest)
+            return trace(module, forward, spec, leaves, axis, length, *rest, listed=listed)
         varied, _, asked, periods = rest
-        at = (module.step, length, str(varied), str(asked), str(periods), torch.is_grad_enabled())
+        at = (module.step, length, str(varied), str(asked), str(periods), listed, torch.is_grad_enabled())
         if at not in known:
-            known[at] = trace(module, forward, spec, leaves, axis, length, *rest)
+            known[at] = trace(module, forward, spec, leaves, axis, length, *rest, listed=listed)
         return dataclasses.replace(known[at], graph_module=_copy(known[at].graph_module))
 
     compiling._trace = remembered
