@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 EQUIVALENT: dict[str, str] = {
+    "listed.gathered: off by one: 1  ->  2": "no trace has fewer than four steps",
+    "listed.marked_lists: off by one: 0  ->  1": "all items have one structure",
+    "listed.assembled: guard dropped: if len(leaves) == 1": "it is assembled the long way",
+    "listed.assembled: condition dropped: len(leaves) == 1": "a structure that is a leaf has one",
+    "listed.assembled: comparison: len(leaves) == 1": "it is assembled the long way",
+    "listed.assembled: off by one: 1  ->  2": "it is assembled the long way",
     "booleans._is_flag: condition dropped: not component.recurrent or": "a flag that does not read itself is right as a "
     "number, too",
     "booleans._is_flag: condition dropped: _is_pointwise(n) and": "element by element nothing becomes smaller, and the "
