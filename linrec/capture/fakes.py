@@ -62,7 +62,7 @@ class _Shapes:
                 return None
         # Of lists and arguments by name, the form.
         parts.append(tuple(len(x) if type(x) in (list, tuple) else -1 for x in args))
-        parts.append(tuple(kwargs))
+        parts.append(tuple((name, len(x) if type(x) in (list, tuple) else -1) for name, x in kwargs.items()))
         return tuple(parts)
 
     def note(self, key: Hashable, out: Any, args: Any, kwargs: Any) -> None:

@@ -432,8 +432,9 @@ def _import_names(code: types.CodeType) -> Iterator[str]:
 
 
 _GLOBAL = frozenset(("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS", "STORE_GLOBAL", "DELETE_GLOBAL"))
-_BY_STRING = frozenset(("globals", "locals", "vars", "eval", "exec", "modules", "__dict__", "__globals__", "f_globals"))
-"""Names by which code may read a global variable whose name is a string."""
+_SPACES = ("globals", "locals", "vars", "modules", "__dict__", "__globals__", "f_globals", "getmodule")
+_BY_STRING = frozenset((*_SPACES, "eval", "exec", "import_module", "__import__"))
+"""Names by which code may read a global variable as something else than a global variable."""
 
 
 @functools.lru_cache(maxsize=4096)

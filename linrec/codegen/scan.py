@@ -7,7 +7,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ from linrec.ir.sizes import hint
 from linrec.ops.opaque import Opaque, Shape
 from linrec.ops.plain import are_plain, unwatched
 from linrec.ops.precision import own_precision
+from linrec.ops.switch import Switch
 
 _RULES = (arrangement, contraction, pointwise)  # imported for the rules that they register
 _MOST = 32
@@ -226,22 +227,16 @@ def _warm_up(scan: CompiledScan, found: tuple[Compiled, Outputs], inputs: Sequen
         torch.autograd.grad(moving, leaves, [torch.zeros_like(r) for r in moving], allow_unused=True)
 
 
-_local = threading.local()
+_kernels = Switch()
 
 
-@contextlib.contextmanager
-def torch_forms() -> Iterator[None]:
+def torch_forms() -> contextlib.AbstractContextManager[None]:
     """In the block, this thread runs the torch form of every loop."""
-    before = getattr(_local, "off", False)
-    _local.off = True
-    try:
-        yield
-    finally:
-        _local.off = before
+    return _kernels.off()
 
 
 def _mode() -> str:
-    if getattr(_local, "off", False):
+    if _kernels.is_off:
         return "off"
     return os.environ.get("LINREC_CODEGEN", "wait")
 

@@ -8,12 +8,10 @@ range would otherwise cost ten times as much.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import itertools
 import threading
 import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -21,6 +19,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from . import cpu_threads
+from .switch import Switch
 
 _TYPES = {
     torch.float32: "float32",
@@ -32,18 +31,8 @@ _SMALLEST = 2048  # elements; below, the torch form costs little and spares load
 _PARALLEL = 32768  # elements; below, starting threads costs more than it saves
 _MIN_BLOCK = 64  # lanes
 _lock = threading.Lock()
-_local = threading.local()
-
-
-@contextlib.contextmanager
-def no_compiled_scan() -> Iterator[None]:
-    """In the block, every scan of this thread takes the torch form, as on other devices and under transforms."""
-    before = getattr(_local, "off", False)
-    _local.off = True
-    try:
-        yield
-    finally:
-        _local.off = before
+compiled_scan = Switch()
+"""Where it is off, every scan takes the torch form, as on other devices and under transforms."""
 
 
 def scan_into(a: Tensor, b: Tensor, h0: Tensor | None, out: Tensor, reverse: bool) -> bool:
@@ -68,7 +57,7 @@ def _supported(out: Tensor, *operands: Tensor | None) -> bool:
     """Whether `out` is worth it and all are plain tensors in memory, with nothing watching torch's operators."""
     if torch.compiler.is_compiling() or out.dtype not in _TYPES or out.numel() < _SMALLEST or out.shape[0] < 2:
         return False
-    if getattr(_local, "off", False):
+    if compiled_scan.is_off:
         return False
     for tensor in (out, *operands):
         if tensor is not None and (type(tensor) is not Tensor or tensor.device.type != "cpu" or _is_wrapped(tensor)):

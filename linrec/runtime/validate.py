@@ -25,7 +25,7 @@ from linrec.ir import members
 from linrec.ir.held import lookup, replaced
 from linrec.ir.obstruction import Obstruction, Refused, refuse
 from linrec.ir.results import leaves_of_result
-from linrec.ops.cpu_scan import no_compiled_scan
+from linrec.ops.cpu_scan import compiled_scan
 from linrec.ops.precision import no_autocast
 from linrec.runtime.compare import close, worse
 from linrec.runtime.double import as_double, in_double
@@ -73,7 +73,10 @@ def validate(plan: Plan, module: nn.Module, forward: Any, spec: Any, leaves: Seq
 
     if not compared and failure is not None:
         said = f"{type(failure).__name__}: {failure}"
-        raise refuse("LR010", f"The original could not be run for a comparison, neither in double precision: {said}.")
+        raise refuse(
+            "LR010",
+            f"The original could not be run for a comparison, neither in double precision nor in its own: {said}.",
+        )
     if not compared:
         text = "forward branches on a tensor, and goes otherwise at every length at which it could be compared."
         raise refuse("LR015", text, plan.decisions[0].location)
@@ -156,7 +159,7 @@ def _compare(
         for x, needed in zip(mine, needs, strict=True):
             if isinstance(x, Tensor) and (x.is_floating_point() or x.is_complex()) and (every or needed):
                 x.requires_grad_()
-        with no_compiled_scan() if run is _run_torch_forms else contextlib.nullcontext():
+        with compiled_scan.off() if run is _run_torch_forms else contextlib.nullcontext():
             return _outcome(run, plan, module, forward, spec, mine, own, seed, double, gradients)
 
     # Some operators have no derivative by all that they take, some programs run in one precision only, and where

@@ -5,6 +5,7 @@ operators: a plan serves while that is as it was, and is checked at every length
 from __future__ import annotations
 
 import copy
+import importlib
 import os
 from collections.abc import Callable
 from typing import Any
@@ -65,6 +66,16 @@ class FromGlobal(Leaky):
         return GAIN
 
 
+class FromSpace(Leaky):
+    def gain(self) -> Any:
+        return globals()["GAIN"]
+
+
+class FromModule(Leaky):
+    def gain(self) -> Any:
+        return importlib.import_module(__name__).GAIN
+
+
 class FromHelper(Leaky):
     def gain(self) -> Any:
         return helper()
@@ -100,6 +111,8 @@ def same(ours: nn.Module, oracle: nn.Module, x: Tensor) -> None:
 
 CHANGES: list[tuple[type[Leaky], Callable[[pytest.MonkeyPatch], None]]] = [
     (FromGlobal, lambda m: m.setitem(globals(), "GAIN", 0.8)),
+    (FromSpace, lambda m: m.setitem(globals(), "GAIN", 0.8)),
+    (FromModule, lambda m: m.setitem(globals(), "GAIN", 0.8)),
     (FromHelper, lambda m: m.setitem(TABLE, "gain", 0.8)),
     (FromClass, lambda m: m.setattr(FromClass, "K", 0.8, raising=False)),
     (FromOtherClass, lambda m: m.setattr(Settings, "gain", 0.8)),
