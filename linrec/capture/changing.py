@@ -52,5 +52,5 @@ def _numbers(nodes: list[fx.Node]) -> Iterator[list[float]]:
     leaves = [pytree.tree_leaves((n.args, dict(n.kwargs))) for n in nodes]
     if len({len(x) for x in leaves}) == 1:
         for column in zip(*leaves, strict=True):
-            if all(type(x) in (int, float) for x in column):
+            if all(type(x) in (int, float, bool) for x in column):
                 yield list(column)

@@ -5,6 +5,7 @@ number that Python computed.
 
 from __future__ import annotations
 
+import operator
 from collections import defaultdict
 from collections.abc import Hashable
 from dataclasses import dataclass, field
@@ -13,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from linrec.capture.numbers import takes_tensor
+from linrec.capture.numbers import NUMBERS, takes_tensor
+from linrec.ir.location import places
 from linrec.ir.nodes import shape_of, value
 
 _READS = (torch.ops.aten.select.int, torch.ops.aten.slice.Tensor)
@@ -104,6 +106,11 @@ class Loop:
         """The token of each node of a block: loops of one body have the same."""
         return tuple(token(n, numbers) for n in self.blocks[0])
 
+    @property
+    def elsewhere(self) -> int:
+        """How many nodes of the first block come of other places in the code than those of the second."""
+        return sum(places(a)[:1] != places(b)[:1] for a, b in zip(*self.blocks[:2], strict=True))
+
     def leaves_at(self, position: int, index: int) -> list[Any]:
         """One argument of the operator at a position, in each block and in the last, partial one."""
         nodes = [block[position] for block in self.blocks]
@@ -132,7 +139,7 @@ def token(node: fx.Node, numbers: bool = False) -> Hashable:
         if isinstance(arg, fx.Node):
             return "node"
         if isinstance(arg, bool):
-            return ("bool", arg)
+            return "bool" if numbers else ("bool", arg)
         if isinstance(arg, int):
             return "int"
         if isinstance(arg, (list, tuple)):
@@ -183,7 +190,8 @@ class LoopFinder:
         return found
 
     def segments(self, period: int, start: int, stop: int) -> list[Loop]:
-        """The loops of one periodic stretch: the phase with the most covered nodes and the fewest carries."""
+        """The loops of one periodic stretch: the phase with the most covered nodes, the fewest carries, and blocks that
+        are written in one place. (What begins the first state may look like the end of a step.)"""
         best: list[Loop] = []
         score: tuple[float, ...] = ()
         for phase in range(min(period, stop - start - 3 * period + 1)):
@@ -191,9 +199,10 @@ class LoopFinder:
             blocks = [self.nodes[start + phase + k * period :][:period] for k in range(count)]
             loops = self._split(blocks)
             covered = sum(loop.period * len(loop.blocks) for loop in loops)
-            new = (covered, -sum(len(loop.carries) for loop in loops), -phase)
-            if loops and new > (score or (-1,)):
-                best, score = loops, new
+            new: tuple[float, ...] = (covered, -sum(len(loop.carries) for loop in loops))
+            if loops and new >= score[:2]:
+                new = (*new, -sum(loop.elsewhere for loop in loops), -phase)
+                best, score = max((best, score), (loops, new), key=operator.itemgetter(1))
         for loop in best:
             self._extend(loop)
         return best
@@ -312,7 +321,7 @@ _NO_PATTERN = object()
 def _varies(column: tuple[Any, ...]) -> bool:
     """Whether an argument is always a number of one type, and not always the same."""
     kind = type(column[0])
-    return kind in (int, float, complex) and all(type(x) is kind for x in column) and len(set(column)) > 1
+    return kind in NUMBERS and all(type(x) is kind for x in column) and len(set(column)) > 1
 
 
 def tree_map_leaves(node: fx.Node, leaves: list[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -30,13 +30,17 @@ Call = tuple[str, tuple[Any, ...], bool]
 _ZEROS = {aten.full_like.default: aten.zeros_like.default, aten.new_full.default: aten.new_zeros.default}
 
 
+NUMBERS = (int, float, complex, bool)
+"""What Python computes for a step and operators compute with; a truth value is a number of them as well."""
+
+
 def number(x: Any) -> Any:
     """The number that an argument is, or None."""
-    if type(x) in (int, float, complex):
+    if type(x) in NUMBERS:
         return x
     if isinstance(x, numpy.generic):  # also numpy's double, which is a Python float
         x = x.item()
-        return x if type(x) in (int, float, complex) else None
+        return x if type(x) in NUMBERS else None
     return None
 
 
@@ -218,7 +222,7 @@ class Numbers:
 _APART = 2
 """How many steps at the beginning may give other numbers than the rest."""
 
-_DTYPES = {int: torch.int64, float: torch.float64, complex: torch.complex128}
+_DTYPES = {int: torch.int64, float: torch.float64, complex: torch.complex128, bool: torch.bool}
 
 
 def _rounded(stream: Sequence[Any], dtype: torch.dtype | None) -> Sequence[Any]:
@@ -253,7 +257,8 @@ def _given(trace: Trace) -> set[Any]:
         if node.op == "call_function" and node.target not in _PLACES:
             leaves = torch.utils._pytree.tree_leaves((node.args, dict(node.kwargs)))
             found |= {(type(x), x) for x in leaves if type(x) in (float, complex)}
-            found |= {(int, x) for i, x in enumerate(leaves) if type(x) is int and takes_tensor(node, i)}
+            whole = (i for i, x in enumerate(leaves) if type(x) in (int, bool) and takes_tensor(node, i))
+            found |= {(type(leaves[i]), leaves[i]) for i in whole}
     for source in trace.sources:
         if source.literal and source.value.numel() == 1:
             found.add((Tensor, source.value.item()))
@@ -320,8 +325,8 @@ def computed_in(node: fx.Node, kind: type) -> torch.dtype:
     if node.target is aten.full.default:
         own: torch.dtype = value(node).dtype
         return own
-    if kind is int:
-        return torch.int64
+    if kind in (int, bool):
+        return _DTYPES[kind]
     others = [value(x).dtype for x in node.all_input_nodes if isinstance(value(x), Tensor)]
     dtype = torch.get_default_dtype()
     for k, other in enumerate(others):

@@ -21,7 +21,7 @@ from linrec.capture.loops import (
     leaves_of,
     tree_map_leaves,
 )
-from linrec.capture.numbers import Numbers, as_number, computed_in, takes_tensor, with_tensors
+from linrec.capture.numbers import NUMBERS, Numbers, as_number, computed_in, takes_tensor, with_tensors
 from linrec.ir.location import locate_like
 from linrec.ir.nodes import emit, shape_of, size_expr, value
 from linrec.ir.scan import Scan, is_random
@@ -108,7 +108,7 @@ def _identify_numbers(shorter: Loop, longer: Loop, found: Numbers) -> bool:
 
 
 def _is_number(x: Any) -> bool:
-    return type(x) in (int, float, complex)
+    return type(x) in NUMBERS
 
 
 def _identity(loop: Loop) -> tuple[Any, ...]:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
 
 TO_DOUBLE = {
     torch.float32: torch.float64,
@@ -66,7 +67,22 @@ class _InDouble(TorchFunctionMode):
             elif name in _INFERRED:
                 dtype = func(*args, **kwargs).dtype
                 kwargs = kwargs | {"dtype": TO_DOUBLE.get(dtype, dtype)}
+        result = func(*args, **kwargs)
+        if isinstance(result, Tensor) and result.dtype in TO_DOUBLE:
+            return _of_whole(func, args, kwargs, result)
+        return result
+
+
+def _of_whole(func: Any, args: Any, kwargs: Any, result: Tensor) -> Tensor:
+    """What an operator makes of whole numbers and flags has the default dtype: the same, of numbers in double precision."""
+    whole = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+    if not whole or any(x.is_floating_point() or x.is_complex() for x in whole):
+        return result
+    try:
+        args, kwargs = pytree.tree_map_only(Tensor, lambda x: x.to(torch.float64), (args, kwargs))
         return func(*args, **kwargs)
+    except (RuntimeError, TypeError):  # one that takes whole numbers only
+        return result.to(TO_DOUBLE[result.dtype])
 
 
 def in_double(literals: torch.dtype | None = None) -> TorchFunctionMode:

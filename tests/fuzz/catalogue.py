@@ -2,7 +2,7 @@
 
 In the text of an expression `H` stands for a state (or what else it is applied to), `X` for the input, `P.` for the module
 that holds the parameters, and `g_t` for what the sequence `g` holds at this step. Kinds say the shape of a state: "s" is `(B,)`,
-"d" `(B, 4)`, "n" `(B, 4, 3)`, "c" complex `(B, 3)`.
+"d" `(B, 4)`, "n" `(B, 4, 3)`, "c" complex `(B, 3)`, "f" a flag `(B,)`, "i" an integer `(B,)`.
 """
 
 from __future__ import annotations
@@ -143,11 +143,43 @@ DIAGONAL = {
         "torch.where(m_t[:, None], H, P.pole * H)",
         "1j * H * k_t",
     ],
+    "f": [
+        "H | m_t",
+        "H & ~m_t",
+        "H ^ m_t",
+        "~H",
+        "H",
+        "H.logical_or(m_t)",
+        "torch.where(m_t, H, ~H)",
+        "(H & (e_t > 0)) | m_t",
+        "H.logical_not() & (x_t[:, 0] < 0.5)",
+        "H != m_t",
+        "(H == m_t) | (x_t > 0.9).any(-1)",
+        "torch.where(H, e_t > -0.5, m_t)",
+        "H.masked_fill(m_t, True)",
+        "H.to(torch.long) + m_t > 0",
+    ],
+    "i": [
+        "H + m_t",
+        "H + 1",
+        "H - 2 * m_t.long()",
+        "torch.where(m_t, 0, H + 1)",
+        "torch.where(m_t, torch.zeros_like(H), H + 1)",
+        "(H + 1) * ~m_t",
+        "(H + 1).masked_fill(m_t, 0)",
+        "H + (x_t > 0).sum(-1)",
+        "(H + 1) * (1 - m_t.long())",
+        "torch.where(m_t, -H, H)",
+        "H.add(m_t, alpha=2)",
+        "3 - H",
+    ],
 }
-"""Affine in a state of the same kind, every element by itself."""
+"""Affine in a state of the same kind, every element by itself (any function of one flag is)."""
 
 MIXING = {
     "s": [],
+    "f": [],
+    "i": [],
     "d": [
         "H @ P.W",
         "F.linear(H, P.W, P.b)",
@@ -261,6 +293,8 @@ NUMBERED = {
     ],
     "n": ["H * t_n * 0.01", "0.5 * H * (t_n % 3)"],
     "c": ["H * t_n * 0.01", "H * 0.9**t_n"],
+    "f": ["H ^ (t_n % 2 == 0)", "H | (m_t & (t_n > 2))"],
+    "i": ["H + t_n", "torch.where(m_t, t_n, H)"],
 }
 """Affine, with the number of the step as a number."""
 
@@ -287,6 +321,8 @@ UNSURE = {
     ],
     "n": ["0.2 * H.softmax(1).log_softmax(1)"],
     "c": ["H * H.new_ones(3).conj()"],
+    "f": ["H.roll(1, 0)", "H | H.any()"],
+    "i": ["torch.clamp(H + m_t, max=5)", "torch.maximum(H, m_t.long())", "(H << 1) | m_t"],
 }
 """Affine, but nothing is promised."""
 
@@ -310,12 +346,21 @@ NONLINEAR = {
     ],
     "n": ["torch.tanh(H)", "0.5 * torch.relu(H)", "H / (1.0 + H.abs())", "torch.tanh(H @ P.An)"],
     "c": ["H / (1.0 + H.abs())", "torch.tanh(H.real) + 0.5j * H"],
+    "f": [],
+    "i": ["(H + m_t) % 3", "torch.where(H > 3, torch.zeros_like(H), H + m_t)", "(H + m_t) // 2", "(H + m_t) & 5"],
 }
 BLOCKED = {
     "s": ["0.5 * H.detach()"],
-    "d": ["0.5 * H.detach()", "0.5 * H.detach() + 0.3 * H", "0.5 * H.data"],
+    "d": [
+        "0.5 * H.detach()",
+        "0.5 * H.detach() + 0.3 * H",
+        "0.5 * H.data",
+        "0.5 * (H + (torch.round(H) - H).detach())",
+    ],
     "n": ["0.5 * H.detach()"],
     "c": ["0.5 * H.detach()"],
+    "f": [],
+    "i": [],
 }
 
 DRIVES = {
@@ -344,6 +389,8 @@ DRIVES = {
         "torch.bmm(x_t[:, :, None], k_t[:, None])",
     ],
     "c": ["kc_t", "k_t", "(x_t @ P.K).to(torch.complex128)", "torch.polar(k_t.abs(), k_t)", "1j * k_t"],
+    "f": ["m_t", "e_t > 0", "(x_t > 0.5).all(-1)"],
+    "i": ["m_t", "2 - m_t.long()", "(x_t > 0).sum(-1)", "x_t.argmax(-1)"],
 }
 
 ACROSS = {
@@ -379,8 +426,45 @@ ACROSS = {
     ],
     ("c", "n"): ["0.3 * H.real[:, None] * x_t[..., None]"],
     ("c", "c"): ["0.3 * H", "0.3 * P.pole * H"],
+    ("f", "s"): ["0.3 * H", "torch.where(H, e_t, s_t)"],
+    ("f", "d"): ["torch.where(H[:, None], x_t, 0.5 * d_t)", "H[:, None] * P.b", "H.to(x_t.dtype)[:, None] * x_t"],
+    ("f", "n"): ["H[:, None, None] * db_t"],
+    ("f", "c"): ["H[:, None] * k_t"],
+    ("f", "i"): ["H", "H.long() * 2"],
+    ("i", "s"): ["0.1 * H", "H * e_t * 0.1"],
+    ("i", "d"): ["0.1 * H[:, None] * x_t", "0.2 * H[:, None].to(x_t.dtype) * P.b"],
+    ("i", "n"): ["0.1 * H[:, None, None] * db_t"],
+    ("i", "c"): ["0.1 * H[:, None] * k_t"],
+    ("i", "i"): ["H", "2 * H"],
 }
 """Affine from one state to an update of another (or the same) kind."""
+
+GATES = {
+    ("f", "s"): ["torch.where(G, H, 0.5 * H)", "H * ~G", "H.masked_fill(G, 0.1)"],
+    ("f", "d"): [
+        "torch.where(G[:, None], 0.5 * H, H)",
+        "H.masked_fill(G[:, None], 0.0)",
+        "H * (0.5 + 0.5 * G[:, None].to(H.dtype))",
+        "torch.where(~G[:, None], P.a * H, x_t)",
+    ],
+    ("f", "n"): ["torch.where(G[:, None, None], H, 0.5 * H)", "H * G[:, None, None]"],
+    ("f", "c"): ["torch.where(G[:, None], H, P.pole * H)"],
+    ("f", "f"): ["H & G", "H ^ G", "torch.where(m_t, G, H)"],
+    ("f", "i"): ["torch.where(G, torch.zeros_like(H), H + 1)", "H * G + 1"],
+    ("i", "s"): ["H / (1.0 + G.abs())"],
+    ("i", "d"): ["H * torch.sigmoid(0.1 * G)[:, None]", "torch.where(G[:, None] % 3 == 0, H, P.a * H)"],
+    ("i", "n"): ["torch.where(G[:, None, None] > 2, H, 0.5 * H)"],
+    ("i", "c"): ["H / (1.0 + G.abs())[:, None]"],
+    ("i", "f"): ["H | (G % 3 == 0)"],
+    ("i", "i"): ["torch.where(G > 3, H, H + 1)"],
+    ("s", "d"): ["H * torch.sigmoid(G)[:, None]"],
+    ("s", "f"): ["H | (G > 1.0)"],
+    ("d", "s"): ["H * torch.sigmoid(G.mean(-1))"],
+    ("d", "d"): ["H * torch.sigmoid(G)"],
+    ("d", "f"): ["H ^ (G[:, 0] > 0.3)"],
+    ("d", "i"): ["H + (G > 0).sum(-1)"],
+}
+"""Affine in H where G is a state that doesn't depend on H."""
 
 MAXIMA = {
     "s": ["torch.maximum(H, e_t)", "torch.maximum(H - 0.1, s_t)"],
@@ -395,6 +479,8 @@ MAXIMA = {
     ],
     "n": ["torch.maximum(H, db_t)"],
     "c": [],
+    "f": [],
+    "i": [],
 }
 
 INITIAL = {
@@ -413,6 +499,8 @@ INITIAL = {
         "torch.zeros(X0.shape[0], 4, 3, dtype=X0.dtype, device=X0.device)",
     ],
     "c": ["torch.zeros(X0.shape[0], 3, dtype=torch.complex128)", "P.pole.expand(X0.shape[0], -1)"],
+    "f": ["torch.zeros(X0.shape[0], dtype=torch.bool)", "X0[:, 0] > 0", "X0.new_ones(X0.shape[0]).bool()"],
+    "i": ["torch.zeros(X0.shape[0], dtype=torch.long)", "(X0 > 0).sum(-1)"],
 }
 
 READS = {
@@ -441,6 +529,8 @@ READS = {
         "H.flatten(1)",
     ],
     "c": ["H", "H.real", "H.abs()", "(H @ P.K.T.to(H.dtype)).real", "H.imag * k_t"],
+    "f": ["H", "torch.where(H[:, None], x_t, d_t)", "H * e_t", "(~H)[:, None] * P.read(x_t)"],
+    "i": ["H", "0.1 * H * e_t", "x_t / (1.0 + H.abs())[:, None]", "(H > 2) * e_t"],
 }
 AFTER = [
     "Y",

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten
 
 import linrec
 
@@ -29,6 +29,7 @@ ONES = ((2, 1), (1, 6))
 """Calls of size 1, each of which is compiled for itself; they are tried on one program in six."""
 
 LIMIT = 1e8
+WHOLE = (torch.bool, torch.int64)
 
 
 @dataclass
@@ -73,7 +74,7 @@ def observe(model: nn.Module, batch: int, length: int, time: int) -> dict[str, A
     x, mask = inputs(batch, length, time)
     x.requires_grad_()
     torch.manual_seed(0)
-    out = tree_leaves(model(x, mask))
+    out, structure = tree_flatten(model(x, mask))
     seen: dict[str, Any] = {f"output {k}": y for k, y in enumerate(out)}
     seen |= {f"self.{k}": v for k, v in vars(model).items() if isinstance(v, Tensor)}
     total: Any = 0.0
@@ -88,7 +89,12 @@ def observe(model: nn.Module, batch: int, length: int, time: int) -> dict[str, A
     if isinstance(total, Tensor):
         grads = torch.autograd.grad(total, list(wanted.values()), allow_unused=True)
     seen = {k: v.detach().clone() if isinstance(v, Tensor) else v for k, v in seen.items()}
+    seen["structure"] = structure
     return seen | {f"gradient of {n}": g for n, g in zip(wanted, grads, strict=True)}
+
+
+def _largest(value: Tensor) -> float:
+    return value.abs().max().item() if value.dtype != torch.bool else 1.0
 
 
 def _difference(name: str, a: Any, b: Any, rtol: float, scale: float) -> str | None:
@@ -116,9 +122,9 @@ def compare(model: nn.Module, oracle: nn.Module, batch: int, length: int, progra
     scales = {}
     for is_gradient in (False, True):
         sizes = [
-            v.abs().max().item()
+            _largest(v)
             for k, v in expected.items()
-            if isinstance(v, Tensor) and v.numel() and k.startswith("grad") == is_gradient
+            if isinstance(v, Tensor) and v.dtype not in WHOLE and v.numel() and k.startswith("grad") == is_gradient
         ]
         scales[is_gradient] = 1e-3 * max(sizes, default=1.0)
     lines = (_difference(k, v, actual[k], rtol, scales[k.startswith("grad")]) for k, v in expected.items())
@@ -142,7 +148,7 @@ def check(program: Program, ones: bool = True) -> Outcome:
             for batch, length in schedule:
                 seen = observe(oracle, batch, length, program.time)
                 for v in seen.values():
-                    if isinstance(v, Tensor) and v.numel() and not v.abs().max().item() < LIMIT:
+                    if isinstance(v, Tensor) and v.numel() and not _largest(v) < LIMIT:
                         return Outcome("invalid", details=["explodes"])
         except Exception as error:
             return Outcome("invalid", details=[f"{type(error).__name__}: {error}"])

@@ -70,12 +70,16 @@ class _Writer:
             self.extra = ""
         self.states: list[_State] = []
         self.outputs: list[str] = []
+        self.rounds = False
 
     def flag(self, *odds: bool) -> bool:
         return bool(self.pick.one(odds or (False, True)))
 
     def run(self) -> Program:
-        kinds = [self.pick.one(["d", "d", "d", "s", "n", "c"]) for _ in range(self.pick.one([1, 1, 1, 2, 2, 2, 3, 4]))]
+        kinds = [
+            self.pick.one(["d", "d", "d", "s", "n", "c", "f", "i"])
+            for _ in range(self.pick.one([1, 1, 1, 2, 2, 2, 3, 4]))
+        ]
         for kind in kinds:
             self.states.append(_State(kind, self.pick.one(cat.INITIAL[kind])))
         before = self._outputs("h") if self.flag(False, False, True) else []
@@ -85,7 +89,7 @@ class _Writer:
         if self.style == "together":
             body.append(", ".join(self._names("h")) + " = " + ", ".join(self._names("n")))
         text = "".join(body)  # what rounds the state rounds its derivative, and sums of it part by part
-        allowed = 1e-3 if ".half()" in text else 1e-5 if ".float()" in text else 1e-8
+        allowed = 1e-3 if ".half()" in text else 1e-5 if ".float()" in text or self.rounds else 1e-8
         return Program(self._assemble(body), self._verdict(), self.time, allowed)
 
     def _names(self, prefix: str) -> list[str]:
@@ -105,43 +109,61 @@ class _Writer:
                 done[i] = deps
                 state.reads = deps
                 continue
-            if shape != "delay":
+            gate = self._gate(i, done)
+            if gate is not None:
+                text, deps = gate
+                terms.append(text)
+            elif shape != "delay":
                 text, level = self._own(state.kind)
                 deps[i] = level
                 terms.append(text.replace("H", f"h{i}"))
             for _ in range(self.pick.one([0, 0, 1, 1, 2])):
                 j = self.pick.one(range(len(self.states)))
-                if j == i and shape == "delay":
+                if (j == i and shape == "delay") or (self.states[j].kind, state.kind) not in cat.ACROSS:
                     continue
                 text = self.pick.one(cat.ACROSS[self.states[j].kind, state.kind])
                 # The real part of a complex state is linear over the reals only.
                 level = "unsure" if self.states[j].kind == "c" != state.kind else "linear"
-                if not self.linear and self.flag(False, False, True):
-                    text, level = (
-                        text.replace("H", "torch.tanh(H.real)" if self.states[j].kind == "c" else "torch.tanh(H)"),
-                        "nonlinear",
-                    )
-                new = j in done and self.flag()
-                name = f"n{j}" if new and self.style == "together" else f"h{j}"
-                through = done[j] if j in done and (new or self.style == "in turn") else {j: "linear"}
-                for k, inner in through.items():
-                    worst = max(level, inner, key=RANK.__getitem__)
-                    deps[k] = max(deps.get(k, "linear"), worst, key=RANK.__getitem__)
+                if not self.linear and state.kind != "i" and self.flag(False, False, True):
+                    inner = "torch.tanh(H.real)" if self.states[j].kind == "c" else "torch.tanh(H)"
+                    text, level = text.replace("H", inner), "nonlinear"
+                    self.rounds |= self.states[j].kind in ("f", "i")  # the default dtype is float32
+                name, through = self._other(j, done)
+                _joined(deps, through, level)
                 terms.append(text.replace("H", name))
             if self.extra == "branch" and state.kind == "d":
                 terms.append(self.pick.one(cat.BRANCHES))
                 deps = {k: max(level, "unsure", key=RANK.__getitem__) for k, level in deps.items()}
-            elif self.flag(True, True, True, False) or not terms:
+            elif (state.kind != "f" or not terms) and (self.flag(True, True, True, False) or not terms):
                 terms.append(self.pick.one(cat.DRIVES[state.kind]))
             new_lines = self._combine(target, terms, i)
             if shape == "guarded" and self.style == "in turn" and i in deps:
                 # A mask that keeps the old state where it is off.
-                mask = {"s": "m_t", "d": "m_t[:, None]", "c": "m_t[:, None]", "n": "m_t[:, None, None]"}[state.kind]
+                mask = "m_t" + {"d": "[:, None]", "c": "[:, None]", "n": "[:, None, None]"}.get(state.kind, "")
                 new_lines = [f"keep{i} = h{i}", *new_lines, f"h{i} = torch.where({mask}, {target}, keep{i})"]
             lines += new_lines
             done[i] = deps
             state.reads = deps
         return lines
+
+    def _other(self, j: int, done: dict[int, dict[int, str]]) -> tuple[str, dict[int, str]]:
+        """State j, old or already updated: its name, and what it depends on."""
+        new = j in done and self.flag()
+        name = f"n{j}" if new and self.style == "together" else f"h{j}"
+        return name, done[j] if j in done and (new or self.style == "in turn") else {j: "linear"}
+
+    def _gate(self, i: int, done: dict[int, dict[int, str]]) -> tuple[str, dict[int, str]] | None:
+        """State i under the hand of another one: not affine in both, which counts where they depend on each other."""
+        j = self.pick.one(range(len(self.states)))
+        kinds = (self.states[j].kind, self.states[i].kind)
+        if j == i or kinds not in cat.GATES or not self.flag(False, False, True):
+            return None
+        name, through = self._other(j, done)
+        if i in through:
+            return None
+        deps: dict[int, str] = {i: "linear"}
+        _joined(deps, through, "unsure" if kinds == ("f", "f") else "nonlinear")
+        return self.pick.one(cat.GATES[kinds]).replace("H", f"h{i}").replace("G", name), deps
 
     def _own(self, kind: str) -> tuple[str, str]:
         families = [(cat.DIAGONAL, "linear"), (cat.DIAGONAL, "linear"), (cat.MIXING, "linear")]
@@ -150,10 +172,14 @@ class _Writer:
         if not self.linear:
             families += [(cat.NONLINEAR, "nonlinear"), (cat.UNSURE, "unsure"), (cat.BLOCKED, "blocked")]
         family, level = self.pick.one(families)
-        texts = [t for t in family[kind] or cat.DIAGONAL[kind] if self.writes or not WRITES.search(t)]
+        if not family[kind]:
+            family, level = cat.DIAGONAL, "linear"
+        texts = [t for t in family[kind] if self.writes or not WRITES.search(t)]
         return self.pick.one(texts), level
 
     def _combine(self, target: str, terms: list[str], i: int) -> list[str]:
+        if self.states[i].kind in ("f", "i"):
+            return [f"{target} = " + " + ".join(f"({t})" for t in terms)]
         damp = self.pick.one(["", "", "0.7 * "])
         ways = ["sum", "sum", "steps", "stack", "inner loop", "no grad"]
         way = self.pick.one([*ways, "in place", "in place"] if self.writes else ways)
@@ -329,7 +355,9 @@ class _Writer:
 
     def _collect(self) -> tuple[list[str], list[str]]:
         self._ways = [
-            self.pick.one(["stack", "stack", "cat", "grow", "history", "last", "sum", *["buffer"] * self.writes])
+            self.pick.one(
+                ["stack", "stack", "cat", "grow", "history", "last", "sum", "list", *["buffer"] * self.writes]
+            )
             for _ in self.outputs
         ]
         lines, results, self._result_lines = [], [], []
@@ -355,6 +383,10 @@ class _Writer:
                     f"len_{y} += 1",
                 ]
                 value = f"{y}_all"
+            elif way == "list":
+                lines.append(f"out_{y}.append({y})")
+                results.append(self.pick.one([f"out_{y}", f"tuple(out_{y})"]))
+                continue
             elif way == "last":
                 self._result_lines.append(f"z_{y} = {y}")
                 results.append(f"z_{y}")
@@ -373,6 +405,7 @@ class _Writer:
         empty = {
             "stack": "out_{y} = []",
             "history": "out_{y} = []",
+            "list": "out_{y} = []",
             "cat": "out_{y} = []",
             "grow": "out_{y} = None",
             "buffer": "{y}_all, len_{y} = None, 0",
@@ -423,6 +456,13 @@ class _Writer:
         else:
             lines += ["    def forward(self, x, mask):", *indent]
         return "\n".join(lines) + "\n"
+
+
+def _joined(deps: dict[int, str], through: dict[int, str], level: str) -> None:
+    """Add what something depends on by way of something else."""
+    for k, inner in through.items():
+        worst = max(level, inner, key=RANK.__getitem__)
+        deps[k] = max(deps.get(k, "linear"), worst, key=RANK.__getitem__)
 
 
 def write(pick: Pick) -> Program:

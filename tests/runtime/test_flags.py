@@ -100,6 +100,38 @@ def test_a_flag_that_depends_on_another_state() -> None:
     assert all(r.parallel for r in report.recurrences)
 
 
+class Counted(Ending):
+    def forward(self, x: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Truth values that Python computes; the flag begins with what looks like the end of a step."""
+        h, flag, out, flags = x[:, 0].tanh(), x[:, 0, 0] > 0, [], []
+        for t in range(x.shape[1]):
+            flag = flag.to(torch.int64) + (tokens[:, t] == 0) > 0
+            toggled = flag ^ (t % 3 == 0)
+            h = self.a * h * toggled[:, None] + x[:, t]
+            out.append(h)
+            flags.append(toggled)
+        return torch.stack(out, 1), torch.stack(flags, 1), flag
+
+
+class Summed(Ending):
+    def forward(self, x: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Functions of flags and of whole numbers have the default dtype, whatever the rest is computed in."""
+        flag, out, flags, count = x[:, 0, 0] > 0, [], [], 0.0
+        for t in range(x.shape[1]):
+            out.append(self.a * x[:, t] * torch.tanh(tokens[:, t])[:, None])
+            flag = flag | (tokens[:, t] == 0)
+            count = count + flag
+            flags.append(torch.sqrt(tokens[:, t]))
+        return torch.stack(out, 1), torch.stack(flags, 1), count
+
+
+@pytest.mark.parametrize("kind", [Counted, Summed])
+def test_flags_beside_numbers(kind: type[Ending]) -> None:
+    report = same(linrec.parallelize(kind(UPDATES["or"], False)), kind(UPDATES["or"], False))
+    assert not report.obstructions
+    assert all(r.parallel for r in report.recurrences)
+
+
 class Moved(Ending):
     def forward(self, x: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Flags that go from place to place: no function of one flag."""
