@@ -73,8 +73,8 @@ class _InDouble(TorchFunctionMode):
         return result
 
 
-def _of_whole(func: Any, args: Any, kwargs: Any, result: Tensor) -> Tensor:
-    """What an operator makes of whole numbers and flags has the default dtype: the same, of numbers in double precision."""
+def _of_whole(func: Any, args: Any, kwargs: Any, result: Tensor) -> Any:
+    """What an operator makes of whole numbers and flags has the default dtype: the same in double precision."""
     whole = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
     if not whole or any(x.is_floating_point() or x.is_complex() for x in whole):
         return result

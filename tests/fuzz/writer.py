@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from . import catalogue as cat
+from .across import ACROSS, GATES
 
 
 class Pick(Protocol):
@@ -119,9 +120,9 @@ class _Writer:
                 terms.append(text.replace("H", f"h{i}"))
             for _ in range(self.pick.one([0, 0, 1, 1, 2])):
                 j = self.pick.one(range(len(self.states)))
-                if (j == i and shape == "delay") or (self.states[j].kind, state.kind) not in cat.ACROSS:
+                if (j == i and shape == "delay") or (self.states[j].kind, state.kind) not in ACROSS:
                     continue
-                text = self.pick.one(cat.ACROSS[self.states[j].kind, state.kind])
+                text = self.pick.one(ACROSS[self.states[j].kind, state.kind])
                 # The real part of a complex state is linear over the reals only.
                 level = "unsure" if self.states[j].kind == "c" != state.kind else "linear"
                 if not self.linear and state.kind != "i" and self.flag(False, False, True):
@@ -156,14 +157,14 @@ class _Writer:
         """State i under the hand of another one: not affine in both, which counts where they depend on each other."""
         j = self.pick.one(range(len(self.states)))
         kinds = (self.states[j].kind, self.states[i].kind)
-        if j == i or kinds not in cat.GATES or not self.flag(False, False, True):
+        if j == i or kinds not in GATES or not self.flag(False, False, True):
             return None
         name, through = self._other(j, done)
         if i in through:
             return None
         deps: dict[int, str] = {i: "linear"}
         _joined(deps, through, "unsure" if kinds == ("f", "f") else "nonlinear")
-        return self.pick.one(cat.GATES[kinds]).replace("H", f"h{i}").replace("G", name), deps
+        return self.pick.one(GATES[kinds]).replace("H", f"h{i}").replace("G", name), deps
 
     def _own(self, kind: str) -> tuple[str, str]:
         families = [(cat.DIAGONAL, "linear"), (cat.DIAGONAL, "linear"), (cat.MIXING, "linear")]
