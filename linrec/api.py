@@ -21,7 +21,8 @@ from linrec.passes.base import Observer
 from linrec.passes.outline import COMPILED
 from linrec.report import Report
 from linrec.runtime.compile import Options
-from linrec.runtime.dispatcher import Dispatcher, Settings, original_forward
+from linrec.runtime.dispatcher import Dispatcher, original_forward
+from linrec.runtime.settings import Settings
 from linrec.runtime.signature import one_way
 
 M = TypeVar("M", bound=nn.Module)

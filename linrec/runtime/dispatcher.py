@@ -8,7 +8,6 @@ import inspect
 import sys
 import warnings
 from collections.abc import Hashable, Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -20,15 +19,28 @@ from linrec.capture.trace import raised_at
 from linrec.codegen import torch_forms
 from linrec.ir import members
 from linrec.ir.extension import PASSING
+from linrec.ir.location import is_library
 from linrec.ir.obstruction import NotParallelizable, Obstruction, Refused
 from linrec.ops.opaque import is_traced
 from linrec.runtime.compile import Compiled, Options, compile_call
 from linrec.runtime.placement import default_device, under_default_device, without_default_device
 from linrec.runtime.plan import OtherBranch, Plan
-from linrec.runtime.signature import PLAIN, flattened, is_positional, known, one_way, ordinary, signature, unsupported
+from linrec.runtime.settings import Settings
+from linrec.runtime.shortcut import Shortcut
+from linrec.runtime.signature import (
+    PLAIN,
+    flattened,
+    frozen_of,
+    is_positional,
+    known,
+    one_way,
+    ordinary,
+    signature,
+    unsupported,
+)
 from linrec.runtime.state import Seen
 from linrec.runtime.traced import Traced, is_callable
-from linrec.runtime.turns import Turns, inside
+from linrec.runtime.turns import inside
 from linrec.runtime.validate import check_length
 
 MAX_SIGNATURES = 24
@@ -53,16 +65,6 @@ def _of_class(module: nn.Module) -> Any:
     return found if bind is None else bind(found, module, type(module))
 
 
-@dataclass
-class Settings:
-    """The options of one `parallelize` call, shared by all dispatchers of a model."""
-
-    when: str
-    strict: bool
-    options: Options
-    turns: Turns = field(default_factory=Turns)
-
-
 class Dispatcher(members.InFront):
     """Replaces ``module.forward`` (as an instance attribute). Copies and pickles with its module; plans stay behind.
 
@@ -85,6 +87,7 @@ class Dispatcher(members.InFront):
         self.disabled, self.changes = False, 0
         self.brief: tuple[int, int, int] | None = None
         self.seen = Seen()
+        self.shortcut: Shortcut | None = None
         self.traced = Traced(self)
 
     @property
@@ -115,7 +118,7 @@ class Dispatcher(members.InFront):
 
     def __getstate__(self) -> dict[str, Any]:
         state = dict(self.__dict__)
-        state.update(compiled={}, looked=set(), last_plan=None, brief=None, seen=Seen())
+        state.update(compiled={}, looked=set(), last_plan=None, brief=None, seen=Seen(), shortcut=None)
         del state["traced"]
         options = self.settings.options
         own = Options(options.validate, lowering=options.lowering)
@@ -150,6 +153,12 @@ class Dispatcher(members.InFront):
             return self.original(*args, **kwargs)
         if torch._C._functorch.peek_interpreter_stack() is not None:
             return self._transformed(args, kwargs)
+        known = self.shortcut
+        if known is not None and not kwargs:
+            served = known.serves(args)
+            if served is not None:
+                self.last_plan = known.plan
+                return self._run(known.plan, known.length, *served, args, kwargs)
         leaves, spec = flattened(args, kwargs)
         if not ordinary(leaves):
             if self.owner:
@@ -282,6 +291,23 @@ class Dispatcher(members.InFront):
         if plan is None:
             return self.original(*args, **kwargs)
         self.last_plan = plan
+        self.shortcut = None
+        if values is not None and not self.settings.strict:
+            self.shortcut = self._as_shortcut(key, spec, leaves, plan, length)
+        return self._run(plan, length, tensors, values, args, kwargs)
+
+    def _as_shortcut(self, key: Hashable, spec: Any, leaves: list[Any], plan: Plan, length: int) -> Shortcut | None:
+        """What to remember of a call, where the same plan would be found first for the same."""
+        found = self.compiled.get((key, 0))
+        if found is None or not found.plans or found.plans[0] is not plan or not is_positional(spec):
+            return None
+        known = self.seen.fixed(frozen_of(key))
+        return None if known is None else Shortcut.of(self.module, leaves, known, plan, found.watch, length)
+
+    def _run(
+        self, plan: Plan, length: int, tensors: list[Tensor], values: list[Any] | None, args: Any, kwargs: Any
+    ) -> Any:
+        """The result of a plan, or of the original where that turns out not to be for this call."""
         try:
             return plan.run(self.module, tensors, values)
         except PASSING:
@@ -454,14 +480,14 @@ class Dispatcher(members.InFront):
         """Say once that the original runs where forward branches otherwise."""
         plan.otherwise += 1
         if plan.otherwise == 1:
-            warnings.warn(f"linrec runs the original code of {self.name or 'the model'} where {other}.", stacklevel=5)
+            _warn(f"linrec runs the original code of {self.name or 'the model'} where {other}.")
 
     def _broken(self, plan: Plan, length: int, problem: Obstruction) -> None:
         """Use a plan no more from a length on."""
         plan.broken_from = (length, problem)
         if self.settings.strict:
             raise NotParallelizable([problem])
-        warnings.warn(f"linrec keeps the original code of {self.name or 'the model'}: {problem}", stacklevel=5)
+        _warn(f"linrec keeps the original code of {self.name or 'the model'}: {problem}")
 
 
 @contextlib.contextmanager
@@ -470,6 +496,14 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
+
+
+def _warn(text: str) -> None:
+    """Warn where the user's code calls the model."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and is_library(frame.f_code.co_filename):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(text, stacklevel=level)
 
 
 def _failure(error: Exception) -> Obstruction:

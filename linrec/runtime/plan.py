@@ -108,11 +108,18 @@ class Plan:
                         return None
                 elif dim is not None and length + dim.offset != size:
                     return None
+        if self.guards and not all(guard(symbols) for guard in self.guards):
+            return None
+        return self.given(module, tensors, length)
+
+    def given(self, module: nn.Module, tensors: Sequence[Tensor], length: int) -> list[Any] | None:
+        """What the sources have to give, where all guards hold but those for the sizes of the tensor leaves, which the
+        caller knows to hold."""
+        if self._takes_all:
+            return self._values(module, tensors, length)
         if self.flags is not None and self.flags != gradient_flags(module, tensors):
             return None
         if self.contiguous and not all(x.is_contiguous() for x in tensors):
-            return None
-        if self.guards and not all(guard(symbols) for guard in self.guards):
             return None
         values = self._values(module, tensors, length)
         for value, expected in zip(values, self.state, strict=True):
@@ -204,9 +211,21 @@ class Plan:
         return bool(self.attributes) or any(kind != "user" for kind, _ in self.outputs)
 
     @functools.cached_property
+    def _takes_all(self) -> bool:
+        """Whether nothing is asked of what it is given but its size."""
+        asked = self.flags is not None or self.contiguous or any(x is not None for x in self.state) or self._writes
+        return not asked and not any(s.others for s in self.sources)
+
+    @functools.cached_property
     def _only_returns(self) -> bool:
         """Whether a call returns what the graph does, and that is all."""
-        return not (self.has_effects or self.decisions or self.dense)
+        return not (self.has_effects or self.decisions)
+
+    def _as_dense(self, user: list[Tensor]) -> list[Tensor]:
+        for k in self.dense:
+            if not user[k].is_contiguous():
+                user[k] = user[k].contiguous()
+        return user
 
     @functools.cached_property
     def _writes(self) -> list[tuple[str, Any]]:
@@ -229,11 +248,9 @@ class Plan:
         else:
             flat = self.graph_module.forward(*arguments)
         if self._only_returns:
-            return assembled(self.out_spec, self.out_leaves, flat)
+            return assembled(self.out_spec, self.out_leaves, self._as_dense(list(flat)))
         user: list[Tensor] = [x for (kind, _), x in zip(self.outputs, flat, strict=True) if kind == "user"]
-        for k in self.dense:
-            if not user[k].is_contiguous():
-                user[k] = user[k].contiguous()
+        user = self._as_dense(user)
         for d in self.decisions:
             if not d.holds(user[d.condition.position]):
                 if before is not None:

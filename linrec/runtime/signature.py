@@ -95,6 +95,13 @@ def signature(module: nn.Module, leaves: list[Any], spec: Any, seen: Seen | None
     return tuple(parts)
 
 
+def frozen_of(key: Hashable) -> Hashable:
+    """What a signature has of the attributes."""
+    assert isinstance(key, tuple)
+    found: Hashable = key[-4]
+    return found
+
+
 _TABLES = ("_parameters", "_buffers", "_modules")
 _NO_TENSORS = frozenset([*PLAIN[:-1], type(None), set, types.FunctionType, types.MethodType])
 """Types that are surely none, which is quicker to see than that they are."""

@@ -111,7 +111,7 @@ class Seen:
     as long as the attributes are the same objects."""
 
     def __init__(self) -> None:
-        self._known: list[tuple[nn.Module, tuple[str, ...], list[Any], Frozen, type] | None] = []
+        self._known: list[Any] = []
 
     def frozen(self, modules: list[nn.Module]) -> tuple[Hashable, list[nn.Module]]:
         """The frozen state of some modules, and those of them that have other attributes."""
@@ -125,8 +125,8 @@ class Seen:
                 entry is None
                 or entry[0] is not sub
                 or entry[4] is not type(sub)
-                or tuple(attributes) != entry[1]
-                or not all(map(operator.is_, attributes.values(), entry[2]))
+                or not _same(attributes, entry[1], entry[2])
+                or not _same(sub._modules, entry[5], entry[6])
             ):
                 entry = self._entry(sub, attributes)
             current.append(entry)
@@ -134,7 +134,31 @@ class Seen:
                 others.append(sub)
             parts.append(None if entry is None else entry[3])
         self._known = current
-        return (tuple(parts), frozen_state(modules[0], modules=others, own=modules) if others else ()), others
+        rest: Hashable = ()
+        if others:
+            rest = frozen_state(modules[0], modules=others, own=modules), *map(_children, others)
+        return (tuple(parts), rest), others
+
+    def fixed(self, frozen: Hashable) -> list[Any] | None:
+        """What `are_fixed` compares of some modules that have attributes of such types only; None where other ones are
+        known by now.
+
+        Args:
+            frozen: what was frozen of them.
+        """
+        entries = [entry for entry in self._known if entry is not None]
+        same = len(entries) == len(self._known) and frozen == (tuple([entry[3] for entry in entries]), ())
+        return entries if same else None
+
+    @staticmethod
+    def are_fixed(known: list[Any]) -> bool:
+        """Whether modules have the attributes that they had, and the children."""
+        for sub, names, values, _, kind, children, modules in known:
+            if type(sub) is not kind or not _same(sub.__dict__, names, values):
+                return False
+            if not _same(sub._modules, children, modules):
+                return False
+        return True
 
     def _entry(self, sub: nn.Module, attributes: dict[str, Any]) -> Any:
         items = list(attributes.items())
@@ -142,8 +166,20 @@ class Seen:
             return None
         if not _is_fixed(members.own_forward(sub)):
             return None
-        frozen = Frozen(frozen_state(sub, modules=[sub]))
-        return sub, tuple([n for n, _ in items]), [v for _, v in items], frozen, type(sub)
+        frozen = Frozen((frozen_state(sub, modules=[sub]), _children(sub)))
+        children = sub._modules
+        names, values = tuple([n for n, _ in items]), [v for _, v in items]
+        return sub, names, values, frozen, type(sub), tuple(children), list(children.values())
+
+
+def _same(now: dict[str, Any], names: tuple[str, ...], values: list[Any]) -> bool:
+    """Whether a table has the same objects by the same names."""
+    return tuple(now) == names and all(map(operator.is_, now.values(), values))
+
+
+def _children(sub: nn.Module) -> Hashable:
+    """Which modules a module has by which names: their order is not all that code can tell them by."""
+    return tuple([(name, id(child)) for name, child in sub._modules.items()])
 
 
 def _is_fixed(value: Any) -> bool:

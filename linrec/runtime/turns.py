@@ -15,12 +15,14 @@ MAX_WAIT = 60.0
 """How long a thread waits for another one to have compiled the model that it calls, in seconds."""
 
 _compiling = threading.Lock()
+_process = object()
+"""Another one in a forked process."""
 inside = threading.local()
 
 
 def _forked() -> None:
-    global _compiling
-    _compiling = threading.Lock()
+    global _compiling, _process
+    _compiling, _process = threading.Lock(), object()
 
 
 os.register_at_fork(after_in_child=_forked)
@@ -37,11 +39,11 @@ class Turns:
         self._condition = threading.Condition()
         self._inside: dict[int, int] = {}
         self._compiling: int | None = None
-        self._process = os.getpid()
+        self._process = _process
 
     def _look_around(self) -> None:
         """In a forked process the threads that were inside are gone, and will never leave."""
-        if self._process != os.getpid():
+        if self._process is not _process:
             self._begin()
 
     def __reduce__(self) -> Any:
@@ -51,11 +53,16 @@ class Turns:
         """Say that this thread runs the model from here on. Waits while another one compiles it."""
         self._look_around()
         me = threading.get_ident()
-        with self._condition:
-            if self._compiling is not None:
-                # The limit is for a forward that itself waits for a thread that calls the model.
-                self._condition.wait_for(lambda: self._compiling in (None, me), MAX_WAIT)
-            self._inside[me] = self._inside.get(me, 0) + 1
+        # Each thread has a number of its own here, so no lock is needed: who compiles says so first and looks then,
+        # who enters says so first and looks then.
+        self._inside[me] = self._inside.get(me, 0) + 1
+        if self._compiling is not None:
+            with self._condition:
+                if self._compiling not in (None, me):
+                    self._left(me)
+                    # The limit is for a forward that itself waits for a thread that calls the model.
+                    self._condition.wait_for(lambda: self._compiling in (None, me), MAX_WAIT)
+                    self._inside[me] = self._inside.get(me, 0) + 1
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
@@ -68,11 +75,13 @@ class Turns:
 
     def leave(self) -> None:
         """Say that this thread has done what it entered for."""
-        me = threading.get_ident()
-        with self._condition:
+        self._left(threading.get_ident())
+
+    def _left(self, me: int) -> None:
+        if self._inside[me] == 1:
+            del self._inside[me]
+        else:
             self._inside[me] -= 1
-            if not self._inside[me]:
-                del self._inside[me]
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[bool]:
@@ -84,8 +93,11 @@ class Turns:
             yield False
             return
         with self._condition:
-            free = all(thread == me for thread in self._inside)
-            self._compiling = me if free else None
+            self._compiling = me
+            free = all(thread == me for thread in list(self._inside))
+            if not free:
+                self._compiling = None
+                self._condition.notify_all()
         inside.depth = getattr(inside, "depth", 0) + 1
         try:
             with unpacked(), uncached_autocast():

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from linrec.capture.discover import TimeAxis
 from linrec.runtime.compile import Options
-from linrec.runtime.dispatcher import Dispatcher, Settings
+from linrec.runtime.dispatcher import Dispatcher
 from linrec.runtime.placement import default_device
 from linrec.runtime.plan import Plan
+from linrec.runtime.settings import Settings
 
 
 class Model(nn.Module):

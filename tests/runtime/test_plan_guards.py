@@ -134,7 +134,7 @@ def test_effects() -> None:
     for kinds in ([("user", 0), ("buffer", "total")], [("input", 0), ("user", 0)], [("buffer", "total")]):
         assert plan(outputs=kinds).has_effects and not plan(outputs=kinds)._only_returns
     assert assigned.has_effects and not assigned._only_returns
-    assert not plan(dense=[0])._only_returns and not plan(decisions=[decision()])._only_returns
+    assert plan(dense=[0])._only_returns and not plan(decisions=[decision()])._only_returns
     assert plan(outputs=[("user", 0), ("input", 0), ("buffer", "total")]).written == {"total"}
     assert not plan(outputs=[("user", 0), ("input", 0)]).written
 

@@ -1,0 +1,285 @@
+"""Calls like the one before are served without another look at what cannot have changed; whatever else changed is seen."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import linrec
+from linrec.runtime.dispatcher import Dispatcher
+from linrec.runtime.shortcut import Shortcut
+from linrec.runtime.turns import Turns
+
+RATE = 0.5
+
+
+class Inner(nn.Module):
+    def __init__(self, gain: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([gain, 0.4, 0.3], dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.weight
+
+
+class Model(nn.Module):
+    """Reads everything that there is to read: two children, an attribute, a buffer, a global."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = Inner(0.9), Inner(0.2)
+        self.decay = 0.7
+        self.register_buffer("shift", torch.tensor([0.1, 0.2, 0.3], dtype=torch.float64))
+
+    def forward(self, x: Tensor, scale: int = 1) -> Tensor:
+        h, out = self.first(x[:, 0]) * 0, []
+        drive = self.second(self.first(x)) + self.shift * RATE
+        for t in range(x.shape[1]):
+            h = self.decay * h + drive[:, t] * scale
+            out.append(h)
+        return torch.stack(out, 1)
+
+
+def of(*shape: int) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+class Pair:
+    """A model, the loop that it was, and how many of its calls were served at once."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.model, self.oracle = linrec.parallelize(Model()), Model()
+        self.served = 0
+        serves = Shortcut.serves
+
+        def counted(known: Shortcut, args: Any) -> Any:
+            found = serves(known, args)
+            self.served += found is not None
+            return found
+
+        monkeypatch.setattr(Shortcut, "serves", counted)
+
+    def same(self, *args: Any) -> bool:
+        """Compare a call, and say whether it was served at once."""
+        before = self.served
+        ours, theirs = ([*torch.autograd.grad(y.sum(), m.first.weight), y] for m, y in self._results(args))
+        for a, b in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+        return self.served > before
+
+    def _results(self, args: Any) -> list[tuple[Any, Tensor]]:
+        return [(m, m(*args)) for m in (self.model, self.oracle)]
+
+    def both(self, change: Callable[[Any], None]) -> None:
+        for m in (self.model, self.oracle):
+            change(m)
+
+
+@pytest.fixture
+def pair(monkeypatch: pytest.MonkeyPatch) -> Pair:
+    made = Pair(monkeypatch)
+    made.same(of(2, 20, 3))
+    made.same(of(2, 20, 3))
+    assert made.same(of(2, 20, 3))
+    return made
+
+
+def test_other_numbers_are_served_at_once(pair: Pair) -> None:
+    with torch.no_grad():
+        pair.both(lambda m: m.first.weight.mul_(0.5))
+    assert pair.same(of(2, 20, 3) * 2)
+
+
+def test_other_sizes_are_looked_at(pair: Pair) -> None:
+    for shape in ((2, 21, 3), (3, 20, 3), (1, 20, 3), (2, 1, 3), (2, 300, 3)):
+        assert not pair.same(of(*shape))
+
+
+def _swap(model: Any) -> None:
+    """The same modules in the same order, by each other's names."""
+    modules = model._modules
+    first, second = modules.pop("first"), modules.pop("second")
+    modules["second"], modules["first"] = first, second
+
+
+CHANGES: dict[str, Callable[[Any], Any]] = {
+    "attribute": lambda m: setattr(m, "decay", 0.3),
+    "new attribute": lambda m: setattr(m, "other", 1.0),
+    "child": lambda m: setattr(m, "second", Inner(0.5)),
+    "grandchild": lambda m: m.second.add_module("more", nn.Identity()),
+    "names": _swap,
+    "class": lambda m: setattr(m.second, "__class__", Doubled),
+    "own forward": lambda m: setattr(m.second, "forward", lambda x: x * 3.0 * m.second.weight),
+    "hook": lambda m: m.second.register_forward_hook(lambda mod, args, y: y * 2.0) and None,
+    "hook before": lambda m: m.second.register_forward_pre_hook(lambda mod, args: (args[0] * 2.0,)) and None,
+    "buffer of another size": lambda m: setattr(m, "shift", torch.tensor(0.25, dtype=torch.float64)),
+}
+
+
+class Doubled(Inner):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2.0 * super().forward(x)
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_what_changes_is_seen(pair: Pair, name: str) -> None:
+    pair.both(CHANGES[name])
+    assert not pair.same(of(2, 20, 3))
+    pair.same(of(2, 20, 3))
+
+
+def test_modules_of_other_classes_by_each_others_names(pair: Pair) -> None:
+    pair.both(CHANGES["class"])
+    pair.same(of(2, 20, 3))
+    pair.same(of(2, 20, 3))
+    pair.both(lambda m: setattr(m, "scale", [1]))  # looked at in full from here on
+    pair.same(of(2, 20, 3))
+    pair.both(_swap)
+    pair.same(of(2, 20, 3))
+    pair.both(lambda m: delattr(m, "scale"))
+    pair.same(of(2, 20, 3))
+    pair.both(_swap)
+    assert not pair.same(of(2, 20, 3))
+
+
+def test_parameters_and_buffers_are_looked_up(pair: Pair) -> None:
+    def replace(m: Any) -> None:
+        m.second.weight = nn.Parameter(torch.tensor([0.6, 0.7, 0.8], dtype=torch.float64))
+        m.shift = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
+
+    pair.both(replace)
+    assert pair.same(of(2, 20, 3))
+
+
+def test_globals_are_looked_at(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(globals(), "RATE", 0.25)
+    assert not pair.same(of(2, 20, 3))
+    monkeypatch.undo()
+
+
+def test_plain_arguments(pair: Pair) -> None:
+    for scale in (2, 3, True, 2):
+        pair.same(of(2, 20, 3), scale)
+        pair.same(of(2, 20, 3), scale)
+        assert pair.same(of(2, 20, 3), scale)
+    assert not pair.same(of(2, 20, 3), 1)
+    assert not pair.same(of(2, 20, 3))
+    pair.model(of(2, 20, 3), scale=2)
+    torch.testing.assert_close(pair.model(of(2, 20, 3), scale=2), pair.oracle(of(2, 20, 3), scale=2))
+
+
+def test_other_kinds_of_tensors(pair: Pair) -> None:
+    model, x = pair.model, of(2, 20, 3)
+    marked = x.clone()
+    marked.note = 1  # type: ignore[attr-defined]
+    wrapped = torch.Tensor._make_subclass(Sub, x)
+    for other in (marked, wrapped, x.float(), x[:, :0]):
+        before = pair.served
+        if other.numel():
+            model(other)
+        assert pair.served == before
+    pair.same(x)
+    assert pair.same(x.transpose(0, 1).contiguous().transpose(0, 1))
+
+
+class Sub(torch.Tensor):
+    pass
+
+
+class Watching(TorchDispatchMode):
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("how", ["grad", "autocast", "device", "default dtype", "dispatch", "eval", "hook for all"])
+def test_other_modes(pair: Pair, how: str) -> None:
+    x, before = of(2, 20, 3), pair.served
+    if how == "grad":
+        with torch.no_grad():
+            pair.model(x)
+    elif how == "autocast":
+        with torch.autocast("cpu", torch.bfloat16):
+            pair.model(x)
+    elif how == "device":
+        with torch.device("cpu"):
+            pair.model(x)
+    elif how == "default dtype":
+        torch.set_default_dtype(torch.float64)
+        try:
+            pair.model(x)
+        finally:
+            torch.set_default_dtype(torch.float32)
+    elif how == "dispatch":
+        with Watching():
+            pair.model(x)
+    elif how == "eval":
+        pair.model.eval()(x)
+        pair.model.train()
+    else:
+        handle = nn.modules.module.register_module_forward_hook(lambda module, args, result: None)
+        try:
+            pair.model(x)
+        finally:
+            handle.remove()
+    assert pair.served == before
+    pair.same(x)
+    assert pair.same(x)
+
+
+def test_a_plan_that_broke(pair: Pair) -> None:
+    dispatcher = pair.model.__dict__["forward"]
+    assert isinstance(dispatcher, Dispatcher) and dispatcher.last_plan is not None
+    dispatcher.last_plan.broken_from = (0, linrec.Obstruction("LR010", "", "broken"))
+    assert not pair.same(of(2, 20, 3))
+
+
+def test_strict_models_have_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = linrec.parallelize(Model(), strict=True)
+    for _ in range(3):
+        model(of(2, 20, 3))
+    assert model.__dict__["forward"].shortcut is None
+
+
+def test_who_enters_waits_for_who_compiles() -> None:
+    turns, order = Turns(), []
+    inside, done = threading.Event(), threading.Event()
+
+    def compile_() -> None:
+        with turns.alone() as free:
+            assert free
+            inside.set()
+            done.wait(0.2)
+            order.append("compiled")
+
+    def run() -> None:
+        inside.wait()
+        with turns.running(), turns.running():
+            order.append("ran")
+
+    threads = [threading.Thread(target=f) for f in (compile_, run)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert order == ["compiled", "ran"]
+    with turns.running(), turns.alone() as free:
+        assert free
+    found = []
+
+    def other() -> None:
+        with turns.alone() as free:
+            found.append(free)
+
+    with turns.running():
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join()
+    assert found == [False]
+    with turns.alone() as free:
+        assert free
