@@ -128,6 +128,13 @@ class Following:
                     module.__dict__[name] = value
 
 
+_SHORT = (SHORT, 4 * SHORT, 12 * SHORT)
+"""With how few steps forward is tried, one after the other until it runs."""
+
+_MORE = 6
+"""How many more steps than time is first seen with are left to the rest, where a part of the inputs gets fewer."""
+
+
 def find_time(
     module: nn.Module, forward: Any, spec: Any, leaves: Sequence[Any], failures: list[IndexError] | None = None
 ) -> Iterator[TimeAxis]:
@@ -140,15 +147,21 @@ def find_time(
     failures = [] if failures is None else failures
     shorter: list[IndexError] = []
     found: TimeAxis | None = None
-    short: Sequence[Any] = leaves
+    short = part = leaves
     for leaf, dim, dims in candidates(leaves):
-        # Once time is found, the other dimensions are tried with few steps.
+        # Once time is found, the other dimensions are tried with few steps; a part of what it is (inputs without the
+        # targets), with fewer than the rest has.
         apart = found is not None and not any(d in found.dims.get(i, ()) for i, own in dims.items() for d in own)
-        for axis in _axis(module, forward, spec, short if apart else leaves, leaf, dim, dims, failures, shorter):
-            if apart:
-                axis = replace(axis, runs=None)
+        tried = _SHORT if found is None or apart else (found.shown_at,)
+        base = short if apart else part
+        for axis in _axis(module, forward, spec, base, leaf, dim, dims, failures, shorter, tried):
             if found is None:
                 found, short = axis, resize(leaves, axis.dims, axis.shown_at + 2)
+                few = axis.shown_at + _MORE
+                if leaves[axis.leaf].shape[axis.dim] - axis.dims[axis.leaf][axis.dim] > few:
+                    part = resize(leaves, axis.dims, few)
+            elif part is not leaves or apart:
+                axis = replace(axis, runs=None)
             yield axis
     if found is not None or not shorter:
         return
@@ -177,12 +190,13 @@ def _axis(
     dims: Dims,
     failures: list[IndexError],
     shorter: list[IndexError],
+    tried: tuple[int, ...] = (),
 ) -> Iterator[TimeAxis]:
     """One way, if the number of operators grows with it. Of what looks for steps that are not there, `failures` is told
     where no other length does, and `shorter` in any case."""
     grown: tuple[nn.Module, ...] | None = None
     missing: list[IndexError] = []
-    for short in (SHORT, 4 * SHORT, 12 * SHORT):
+    for short in tried or _SHORT:
         if short + 2 > leaves[leaf].shape[dim] + 2 * SHORT:
             break
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -114,6 +115,20 @@ def test_a_batch_of_the_same_size_as_the_time() -> None:
     module = Ema()
     axes = found(module, torch.randn(7, 7, 3))
     assert any((a.leaf, a.dim, a.dims) == (0, 1, {0: {1: 0}}) for a in axes)
+
+
+def test_no_trial_takes_as_long_as_the_call(tmp_path: Path) -> None:
+    class Graded(Ema):
+        """A loss of inputs and targets, which are tried with fewer steps each, and all together."""
+
+        def forward(self, x: Tensor, target: Tensor) -> Tensor:  # type: ignore[override]
+            with (tmp_path / "steps").open("a") as file:  # a list would be as it was before
+                print(x.shape[1], file=file)
+            return (super().forward(x) - target).square().mean()
+
+    axis = found(Graded(), torch.randn(2, 300, 3), torch.randn(2, 300, 3))[0]
+    assert axis.dims == {0: {1: 0}, 1: {1: 0}}
+    assert max(map(int, (tmp_path / "steps").read_text().split())) < 20
 
 
 def test_an_input_without_batch() -> None:
