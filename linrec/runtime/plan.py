@@ -115,19 +115,22 @@ class Plan:
     def given(self, module: nn.Module, tensors: Sequence[Tensor], length: int) -> list[Any] | None:
         """What the sources have to give, where all guards hold but those for the sizes of the tensor leaves, which the
         caller knows to hold."""
-        if self._takes_all:
-            return self._values(module, tensors, length)
         if self.flags is not None and self.flags != gradient_flags(module, tensors):
             return None
         if self.contiguous and not all(x.is_contiguous() for x in tensors):
             return None
-        values = self._values(module, tensors, length)
+        values = self.values(module, tensors, length)
         for value, expected in zip(values, self.state, strict=True):
             if expected is not None and (
                 not isinstance(value, Tensor) or (value.dtype, value.shape, value.device) != expected
             ):
                 return None
         return values if self._as_shared(module, tensors, values) else None
+
+    def takes_all(self) -> bool:
+        """Whether nothing is asked of what it is given but its size: then `values` is what `given` finds."""
+        asked = self.flags is not None or self.contiguous or any(x is not None for x in self.state) or self._writes
+        return not asked and not any(s.others for s in self.sources)
 
     def _as_shared(self, module: nn.Module, tensors: Sequence[Tensor], values: Sequence[Any]) -> bool:
         """Whether what was one tensor under several names still is one, and what forward writes has no other name."""
@@ -145,7 +148,7 @@ class Plan:
         if not self._writes:
             return False
         if values is None:
-            values = self._values(module, tensors, self.length(tensors))
+            values = self.values(module, tensors, self.length(tensors))
         places: dict[Any, Any] = {}
         for value, source in zip(values, self.sources, strict=True):
             if source.kind not in ("constant", "number"):
@@ -171,7 +174,7 @@ class Plan:
         pairs = [pair for x, dims in zip(tensors, self.shapes, strict=True) for pair in zip(x.shape, dims, strict=True)]
         return all(type(dim) is not int or dim == size for size, dim in pairs)
 
-    def _values(self, module: nn.Module, tensors: Sequence[Tensor], length: int) -> list[Any]:
+    def values(self, module: nn.Module, tensors: Sequence[Tensor], length: int) -> list[Any]:
         """What the sources have to give; None for numbers that are not known yet."""
         found: list[Any] = []
         numbers = self.numbers.at(length) if self.numbers is not None else None
@@ -195,7 +198,7 @@ class Plan:
 
     def arguments(self, module: nn.Module, tensors: Sequence[Tensor], values: list[Any] | None = None) -> list[Any]:
         """The values of the graph's placeholders for one call; `values` is what `admitted` has found."""
-        found = self._values(module, tensors, self.length(tensors)) if values is None else values
+        found = self.values(module, tensors, self.length(tensors)) if values is None else values
         written = self.written
         if not written:
             return found
@@ -209,12 +212,6 @@ class Plan:
     def has_effects(self) -> bool:
         """Whether a call does more than return something."""
         return bool(self.attributes) or any(kind != "user" for kind, _ in self.outputs)
-
-    @functools.cached_property
-    def _takes_all(self) -> bool:
-        """Whether nothing is asked of what it is given but its size."""
-        asked = self.flags is not None or self.contiguous or any(x is not None for x in self.state) or self._writes
-        return not asked and not any(s.others for s in self.sources)
 
     @functools.cached_property
     def _only_returns(self) -> bool:

@@ -30,7 +30,19 @@ class Shortcut:
         plan: what served the call; watch: what code reads elsewhere; length: of the call.
     """
 
-    __slots__ = ("_broken", "_hooks", "_known", "_leaves", "_modes", "_module", "_shapes", "_watch", "length", "plan")
+    __slots__ = (
+        "_broken",
+        "_hooks",
+        "_known",
+        "_leaves",
+        "_modes",
+        "_module",
+        "_shapes",
+        "_takes_all",
+        "_watch",
+        "length",
+        "plan",
+    )
 
     def __init__(
         self, module: nn.Module, leaves: list[Any], known: Any, plan: Plan, watch: Watch | None, length: int
@@ -41,6 +53,7 @@ class Shortcut:
         self._shapes = [x.shape for x in leaves if isinstance(x, Tensor)]
         self._modes = _modes()
         self._broken = plan.broken_from
+        self._takes_all = plan.takes_all()
         self._hooks = [
             _hooks._global_forward_hooks,
             _hooks._global_forward_pre_hooks,
@@ -93,6 +106,8 @@ class Shortcut:
             return None
         if self._watch is not None and not self._watch.holds():
             return None
+        if self._takes_all:
+            return tensors, plan.values(self._module, tensors, self.length)
         values = plan.given(self._module, tensors, self.length)
         return None if values is None else (tensors, values)
 

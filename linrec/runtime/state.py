@@ -112,6 +112,7 @@ class Seen:
 
     def __init__(self) -> None:
         self._known: list[Any] = []
+        self._tree: Hashable = ()
 
     def frozen(self, modules: list[nn.Module]) -> tuple[Hashable, list[nn.Module]]:
         """The frozen state of some modules, and those of them that have other attributes."""
@@ -134,10 +135,10 @@ class Seen:
                 others.append(sub)
             parts.append(None if entry is None else entry[3])
         self._known = current
-        rest: Hashable = ()
-        if others:
-            rest = frozen_state(modules[0], modules=others, own=modules), *map(_children, others)
-        return (tuple(parts), rest), others
+        if others or not all(map(operator.is_, current, known)):
+            self._tree = _tree(modules)
+        rest = frozen_state(modules[0], modules=others, own=modules) if others else ()
+        return (tuple(parts), self._tree, rest), others
 
     def fixed(self, frozen: Hashable) -> list[Any] | None:
         """What `are_fixed` compares of some modules that have attributes of such types only; None where other ones are
@@ -147,7 +148,7 @@ class Seen:
             frozen: what was frozen of them.
         """
         entries = [entry for entry in self._known if entry is not None]
-        same = len(entries) == len(self._known) and frozen == (tuple([entry[3] for entry in entries]), ())
+        same = len(entries) == len(self._known) and frozen == (tuple([entry[3] for entry in entries]), self._tree, ())
         return entries if same else None
 
     @staticmethod
@@ -166,7 +167,7 @@ class Seen:
             return None
         if not _is_fixed(members.own_forward(sub)):
             return None
-        frozen = Frozen((frozen_state(sub, modules=[sub]), _children(sub)))
+        frozen = Frozen(frozen_state(sub, modules=[sub]))
         children = sub._modules
         names, values = tuple([n for n, _ in items]), [v for _, v in items]
         return sub, names, values, frozen, type(sub), tuple(children), list(children.values())
@@ -177,9 +178,10 @@ def _same(now: dict[str, Any], names: tuple[str, ...], values: list[Any]) -> boo
     return tuple(now) == names and all(map(operator.is_, now.values(), values))
 
 
-def _children(sub: nn.Module) -> Hashable:
-    """Which modules a module has by which names: their order is not all that code can tell them by."""
-    return tuple([(name, id(child)) for name, child in sub._modules.items()])
+def _tree(modules: list[nn.Module]) -> Hashable:
+    """Which of some modules have which by which names: their order is not all that code can tell them by."""
+    place = {id(m): k for k, m in enumerate(modules)}
+    return tuple([tuple([(name, place.get(id(child))) for name, child in m._modules.items()]) for m in modules])
 
 
 def _is_fixed(value: Any) -> bool:
