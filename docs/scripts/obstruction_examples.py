@@ -145,10 +145,10 @@ report = linrec.report(model)
         advice="A hook on the module that owns the loop is called as ever.",
     ),
     "LR009": Example(
+        LEAKY.format(update="0.9 * h + torch.bernoulli(torch.sigmoid(h))"),
         LEAKY.format(update="0.9 * h + torch.bernoulli(torch.sigmoid(x[:, t]))"),
-        LEAKY.format(update="0.9 * h + (torch.rand_like(h) < torch.sigmoid(x[:, t])).to(h.dtype)"),
-        "Dropout, `rand`, `randn` and their like are drawn before the loop, step by step: the same seed gives the same"
-        " numbers as the loop.",
+        "Dropout, `rand`, `randn`, `bernoulli` and their like are drawn before the loop, step by step: the same seed gives"
+        " the same numbers as the loop.",
     ),
     "LR010": Example(
         """

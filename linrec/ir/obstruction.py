@@ -55,7 +55,7 @@ CATALOGUE: dict[str, tuple[str, str, str]] = {
     "LR009": (
         "random-in-step",
         "A random operator in the loop draws what depends on the state, or in a way that cannot be taken out of it.",
-        "Draw numbers whose distribution is fixed (dropout, rand, randn), and compute from them what is needed.",
+        "Draw numbers whose distribution reads no state (dropout, rand, randn), and compute from them what is needed.",
     ),
     "LR010": (
         "validation-failed",

@@ -27,8 +27,9 @@ class Draw:
     """What one operator draws in every step.
 
     Attributes:
-        kind: "uniform", "normal", "bernoulli", "exponential", "integers", or "dropout": what dropout multiplies with.
-        params: of the distribution; for dropout the rate.
+        kind: "uniform", "normal", "bernoulli", "exponential", "integers"; "dropout": what dropout multiplies with;
+            "each": ones with a probability for every element.
+        params: of the distribution; for dropout the rate; for "each" the probability where it is the same everywhere.
         dtype: of the numbers; that of the tensor that goes with them where None.
     """
 
@@ -39,7 +40,8 @@ class Draw:
 
 class Draws(Opaque):
     """Called with the number of steps, for each draw a tensor that has its device and dtype, and for each draw its
-    shape; returns for each draw the numbers of all steps, (length, *shape).
+    shape; returns for each draw the numbers of all steps, (length, *shape). The tensor of "each" has the probabilities
+    of all steps, (length, *shape), where they are not the same everywhere.
 
     Args:
         draws: what is drawn in every step, in order.
@@ -67,8 +69,12 @@ class Draws(Opaque):
         with torch.no_grad():
             rows = [x.unbind(0) for x in found]
             for t in range(length):
-                for draw, steps in zip(self.draws, rows, strict=True):
-                    _fill(draw, steps[t])
+                for draw, steps, like in zip(self.draws, rows, likes, strict=True):
+                    if draw.kind == "each":
+                        x = steps[t]
+                        x.copy_(torch.bernoulli(torch.full_like(x, *draw.params) if draw.params else like[t]))
+                    else:
+                        _fill(draw, steps[t])
             for draw, x in zip(self.draws, found, strict=True):
                 if draw.kind == "dropout" and 0 < draw.params[0] < 1 and x.device.type == "cpu":
                     x.div_(1 - draw.params[0])

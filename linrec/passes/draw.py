@@ -18,7 +18,7 @@ from linrec.ir.obstruction import refuse
 from linrec.ir.scan import fresh_name, is_random, scan_nodes
 from linrec.ops.draws import Draw, Draws
 from linrec.passes.base import Pass, PassResult
-from linrec.passes.rewrite import ScanView, stacked
+from linrec.passes.rewrite import ScanView, insert_scan, stacked, step_graph
 
 aten = torch.ops.aten
 _INTEGERS = torch.int64
@@ -47,6 +47,16 @@ _DRAWS: dict[Any, Callable[[dict[str, Any]], Draw]] = {
     aten.randint.low: lambda a: Draw("integers", (a["low"], a["high"]), _INTEGERS),
 }
 """What operators draw that need no more of their tensors than their shape."""
+
+_FILLED = {
+    aten.full.default: 1,
+    aten.full_like.default: 1,
+    aten.new_full.default: 2,
+    aten.ones_like.default: 1.0,
+    aten.ones.default: 1.0,
+    aten.new_ones.default: 1.0,
+}
+"""Operators that fill a tensor with one number; which argument that is, or which number."""
 
 _MASKS = {aten.dropout.default: 0, aten.feature_dropout.default: 2}
 """Operators that multiply their input by what they draw; how many leading dimensions that has, all where 0."""
@@ -90,6 +100,8 @@ def _take_out(graph_module: fx.GraphModule, view: ScanView, drawn: list[fx.Node]
     for node in drawn:
         draw = _draw(node)
         like = next((n for n in outer if _is_like(value(n), value(node), draw)), None)
+        if draw is not None and draw.kind == "each" and not draw.params:
+            like = _probabilities(graph_module, view, _probability(node))
         if draw is None or like is None or not _in_order(node):
             raise refuse(
                 "LR009", f"What '{operator_name(node)}' draws cannot be drawn before the loop.", location(node)
@@ -124,7 +136,49 @@ def _take_out(graph_module: fx.GraphModule, view: ScanView, drawn: list[fx.Node]
     view.node.args = (view.length, tuple(view.initial), (*view.series, *series), tuple(view.constants))
 
 
+def _probability(node: fx.Node) -> fx.Node:
+    given = node.args[0]
+    assert isinstance(given, fx.Node)
+    return given
+
+
+def _probabilities(graph_module: fx.GraphModule, view: ScanView, given: fx.Node) -> fx.Node | None:
+    """What a step computes probabilities to be, for all steps; None where it takes a state to compute them, or what the
+    step draws."""
+    needed = {given}
+    for node in reversed(view.step.nodes):
+        if node in needed:
+            needed.update(node.all_input_nodes)
+    body = [n for n in view.step.nodes if n in needed and n.op == "call_function"]
+    if needed & set(view.carries) or any(map(is_random, body)):
+        return None
+    step = step_graph(body, [], view.xs, view.consts, [given])
+    (found,) = insert_scan(graph_module, view.node, view.node.name, view.length, step, [], view.series, view.constants)
+    return found
+
+
+def _number(node: fx.Node) -> Tensor | None:
+    """The number that a tensor of a step is full of, without dimensions, where it is one that the program says."""
+    filled = _FILLED.get(node.target)
+    if filled is not None:
+        number = filled if isinstance(filled, float) else node.args[filled] if len(node.args) > filled else None
+        return torch.full((), number, dtype=value(node).dtype) if isinstance(number, (int, float)) else None
+    if torch.Tag.pointwise not in getattr(node.target, "tags", ()) or is_random(node) or not node.all_input_nodes:
+        return None
+    known = {n: _number(n) for n in node.all_input_nodes}
+    if any(x is None for x in known.values()):
+        return None
+    args, kwargs = fx.map_arg((node.args, node.kwargs), known.__getitem__)
+    result: Tensor = node.target(*args, **kwargs)
+    return result
+
+
 def _draw(node: fx.Node) -> Draw | None:
+    if node.target is aten.bernoulli.default:
+        number = _number(_probability(node))
+        return (
+            Draw("each", () if number is None else (number.item(),)) if node.kwargs.get("generator") is None else None
+        )
     known = _DRAWS.get(node.target)
     draw = known(_named(node)) if known and _named(node).get("generator") is None else None
     if draw is None or any(isinstance(p, fx.Node) for p in draw.params):

@@ -27,12 +27,20 @@ DRAWN: dict[str, Step] = {
     "normal": lambda h, x: 0.9 * h + 0.1 * torch.randn_like(h) + torch.randn(2, 4, dtype=h.dtype) * x,
     "uniform": lambda h, x: 0.9 * h + torch.rand(x.shape, dtype=x.dtype) * x,
     "bernoulli": lambda h, x: torch.where(torch.bernoulli(x, 0.7).bool(), 0.9 * h, x),
+    "probabilities": lambda h, x: torch.where(torch.bernoulli(torch.sigmoid(x)).bool(), 0.9 * h, x),
+    "one probability": lambda h, x: 0.9 * h + x * torch.bernoulli(torch.full_like(h, 0.3)),
+    "one less a probability": lambda h, x: 0.9 * h * torch.bernoulli(1 - 0.3 * torch.ones_like(h)) + x,
+    "probabilities and others": lambda h, x: (
+        0.9 * h + torch.bernoulli(x.cos().square()) * F.dropout(x, 0.2) + torch.bernoulli(torch.full((4,), 0.5)).to(h)
+    ),
     "integers": lambda h, x: 0.9 * h + x * torch.randint(0, 3, (2, 4)),
     "not linear": lambda h, x: torch.tanh(F.dropout(h, 0.3) + x),
 }
 
 STAYS: dict[str, Step] = {
     "with probabilities": lambda h, x: 0.9 * h + torch.bernoulli(torch.sigmoid(h)),
+    "with drawn probabilities": lambda h, x: 0.9 * h + torch.bernoulli(torch.rand_like(x)),
+    "in place, with probabilities": lambda h, x: 0.9 * h + x * torch.empty_like(h).bernoulli_(x.cos().square()),
     "with means": lambda h, x: 0.9 * h + torch.normal(h, 1.0),
     "another order in memory": lambda h, x: 0.9 * h + F.dropout(x.T, 0.3).T,
 }
