@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import array
 import collections
+import decimal
+import fractions
 import functools
 import operator
 import sys
@@ -14,6 +16,7 @@ import weakref
 from collections.abc import Hashable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from linrec.capture.beside import is_foreign
@@ -21,6 +24,18 @@ from linrec.ir.fields import attributes, entries, exact, slot_names
 
 PLAIN = (int, float, complex, bool, str, bytes, type(None))
 CONTAINERS = (list, dict, tuple, set, frozenset, collections.deque)
+BARE = frozenset((*CONTAINERS, collections.OrderedDict, collections.defaultdict, types.MappingProxyType))
+"""Containers that have nothing but their items; those of the user's classes may have attributes."""
+CONSTANTS = (
+    range,
+    slice,
+    torch.dtype,
+    torch.device,
+    torch.layout,
+    torch.memory_format,
+    decimal.Decimal,
+    fractions.Fraction,
+)
 BUFFERS = (bytearray, array.array)
 _CODE = (types.BuiltinFunctionType, type, staticmethod, classmethod, property)
 CODE = (types.FunctionType, types.MethodType, functools.partial, *_CODE)
@@ -66,7 +81,7 @@ def is_fixed(value: Any) -> bool:
         return not notes(value)
     if type(value) is tuple:
         return all(map(is_fixed, value))
-    kinds = (*_CODE, types.ModuleType, types.CodeType)
+    kinds = (*_CODE, *CONSTANTS, types.ModuleType, types.CodeType)
     return type(value) in PLAIN or (isinstance(value, kinds) and not is_method(value)) or value is GONE
 
 
@@ -79,7 +94,9 @@ def is_method(value: Any) -> bool:
 
 def _items(value: Any) -> tuple[Any, list[Any] | None, list[Any]] | None:
     """A container, and what it holds, if that is nothing but what is fixed: then it is quick to compare."""
-    if isinstance(value, dict) and all(map(_is_kept, dict.values(value))):
+    if type(value) not in BARE:
+        return None
+    if isinstance(value, dict) and all(map(_is_kept, [*dict.keys(value), *dict.values(value)])):
         pairs = list(entries(value))
         return value, [k for k, _ in pairs], [v for _, v in pairs]
     if isinstance(value, (list, tuple)) and all(map(_is_kept, value)):
@@ -99,7 +116,7 @@ def _has(now: Any, items: tuple[Any, list[Any] | None, list[Any]]) -> bool:
         return False
     if keys is None:
         return all(map(operator.is_, now, values))
-    return all(k == key and v is old for (k, v), key, old in zip(entries(now), keys, values, strict=True))
+    return all(k is key and v is old for (k, v), key, old in zip(entries(now), keys, values, strict=True))
 
 
 def notes(function: types.FunctionType) -> dict[str, Any]:
@@ -108,9 +125,9 @@ def notes(function: types.FunctionType) -> dict[str, Any]:
 
 
 def is_array(value: Any) -> bool:
-    """Whether a value is an array of numpy's."""
+    """Whether a value is an array, or a number, of numpy's."""
     numpy = sys.modules.get("numpy")
-    return numpy is not None and isinstance(value, numpy.ndarray)
+    return numpy is not None and isinstance(value, (numpy.ndarray, numpy.generic))
 
 
 _TABLES = ("_parameters", "_buffers", "_modules")
@@ -119,6 +136,8 @@ _TABLES = ("_parameters", "_buffers", "_modules")
 def _frozen(value: Any, depth: int, seen: set[int], own: frozenset[int]) -> Hashable:
     if type(value) in PLAIN:
         return exact(value)
+    if isinstance(value, CONSTANTS):
+        return (type(value), repr(value))
     if isinstance(value, Tensor):
         return ("tensor", id(value))
     if isinstance(value, BUFFERS) or (is_array(value) and not value.dtype.hasobject):
@@ -137,12 +156,26 @@ def _frozen(value: Any, depth: int, seen: set[int], own: frozenset[int]) -> Hash
     if inside is None or depth == 0 or id(value) in seen or len(seen) > MAX_OBJECTS or not _is_small(inside):
         return ("object", id(value), 0 if inside is None else len(inside))
     seen.add(id(value))
+
+    def within(x: Any) -> Hashable:
+        return _frozen(x, depth - 1, seen, own)
+
+    other = tuple([(k, within(v)) for k, v in beside_items(value).items()])
     if isinstance(inside, (dict, types.MappingProxyType)):
         name = type(value) if isinstance(value, dict) else id(value)
-        return (name, tuple([(repr(k), _frozen(v, depth - 1, seen, own)) for k, v in entries(inside)]))
-    if isinstance(inside, (set, frozenset)):
-        return (set, tuple(sorted(map(repr, inside))))
-    return (type(value), tuple([_frozen(v, depth - 1, seen, own) for v in inside]))
+        return (name, tuple([(within(k) if is_key(k) else repr(k), within(v)) for k, v in entries(inside)]), other)
+    items = [within(v) for v in inside]
+    return (type(value), frozenset(items) if isinstance(inside, (set, frozenset)) else tuple(items), other)
+
+
+def beside_items(value: Any) -> dict[str, Any]:
+    """The attributes that a container of a user's class has besides its items."""
+    return attributes(value) if isinstance(value, CONTAINERS) and type(value) not in BARE else {}
+
+
+def is_key(key: Any) -> bool:
+    """Whether the key of a dict has attributes that may change."""
+    return type(key) not in PLAIN and is_object(key)
 
 
 def _inside(value: Any) -> Any:
@@ -176,7 +209,7 @@ def is_object(value: Any) -> bool:
     cls = type(value)
     if issubclass(cls, _SIMPLE):
         return True
-    if issubclass(cls, (type, types.ModuleType, types.FunctionType, nn.Module, Tensor)):
+    if issubclass(cls, (type, types.ModuleType, types.FunctionType, nn.Module, Tensor, weakref.ref)):
         return False
     if is_foreign(cls.__module__) and cls.__module__ not in _HOLDING:
         return False

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import collections
 import functools
+import operator
 import types
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from linrec.capture.beside import State, changed, put_back, states
-from linrec.capture.frozen import GONE, is_object
+from linrec.capture.frozen import is_object
 from linrec.capture.surroundings import points
 from linrec.ir import members
-from linrec.ir.fields import attributes, slots
+from linrec.ir.fields import attributes, exact, slots
 from linrec.ir.held import DEPTH, Keys, is_open, items
 from linrec.ir.obstruction import refuse
 from linrec.ir.results import can_be_opened
@@ -26,6 +27,7 @@ from linrec.ir.results import can_be_opened
 PLAIN = (int, float, complex, bool, str, bytes, type(None), torch.dtype, torch.device)
 _TABLES = ("_parameters", "_buffers", "_modules")
 _KINDS: tuple[Any, ...] = (list, collections.OrderedDict, dict, set, collections.deque)
+_FIXED: tuple[Any, ...] = (tuple, frozenset)
 _MOST = 20_000
 """Objects that are looked at."""
 
@@ -59,7 +61,7 @@ def snapshot_attributes(module: nn.Module) -> Snapshot:
     saved = []
     for sub in every:
         state = dict(sub.__dict__)
-        tables = {table: dict(sub.__dict__[table]) for table in _TABLES}
+        tables = {table: _copied(sub.__dict__[table]) for table in _TABLES}
         held = [(n, c) for n, v in state.items() if n not in _TABLES for c in _containers(v, seen)]
         saved.append((sub, state, tables, [(n, c, _copied(c)) for n, c in held]))
     found = points(every)
@@ -80,13 +82,13 @@ def reachable(module: nn.Module) -> Iterator[tuple[str, Any]]:
 
 def _kind(container: Any) -> Any:
     """Which of Python's own containers it is: their methods do nothing else."""
-    return next(k for k in _KINDS if isinstance(container, k))
+    return next(k for k in (*_KINDS, *_FIXED) if isinstance(container, k))
 
 
 def _copied(container: Any) -> Any:
     """The content of a container, whatever its class makes of copies."""
     kind = _kind(container)
-    return kind(kind.items(container)) if issubclass(kind, dict) else kind(container)
+    return kind(kind.items(container) if issubclass(kind, dict) else kind.__iter__(container))
 
 
 def containers(value: Any, own: frozenset[int] = frozenset()) -> list[Any]:
@@ -110,16 +112,14 @@ def _visited(value: Any, seen: dict[int, Any]) -> Iterator[Any]:
         value = pending.pop()
         if type(value) in PLAIN or id(value) in seen:
             continue
-        if not isinstance(value, tuple):
-            seen[id(value)] = value  # which keeps it, so that no other one gets its id
+        seen[id(value)] = value  # which keeps it, so that no other one gets its id
+        if isinstance(value, _FIXED):
+            most += 1
+        else:
             yield value
-        if isinstance(value, tuple):
-            pending.extend(value)
-        elif isinstance(value, Tensor):
-            continue
-        elif isinstance(value, _KINDS):
-            pending.extend(dict.values(value) if isinstance(value, dict) else value)
-        elif isinstance(value, nn.Module) or is_object(value):
+        if isinstance(value, (*_KINDS, *_FIXED)):
+            pending += _inside(value)
+        if isinstance(value, nn.Module) or (type(value) not in _KINDS and is_object(value)):
             pending += [*slots(value).values(), getattr(value, "__dict__", None)]
         elif isinstance(value, weakref.ref):
             pending.append(value())
@@ -133,21 +133,34 @@ def _visited(value: Any, seen: dict[int, Any]) -> Iterator[Any]:
             pending += [value.func, *value.args, *value.keywords.values()]
 
 
+def _inside(container: Any) -> list[Any]:
+    """The items of a container, keys included, whatever its class makes of them."""
+    kind = _kind(container)
+    if issubclass(kind, dict):
+        return [*kind.keys(container), *kind.values(container)]
+    return list(kind.__iter__(container))
+
+
 def same_items(a: Any, b: Any) -> bool:
-    """Whether two containers hold the same objects."""
-    if isinstance(a, dict):
-        kind = _kind(a)  # a class of the user's may make something else of `items`
-        pairs = zip(kind.values(a), kind.values(b), strict=False)
-        return list(kind.keys(a)) == list(kind.keys(b)) and all(x is y for x, y in pairs)
-    if isinstance(a, set):
-        return bool(a == b)
-    return len(a) == len(b) and all(x is y for x, y in zip(a, b, strict=True))
+    """Whether two containers hold the same objects, in the same order if they have one."""
+    kind = _kind(a)
+    if issubclass(kind, dict):
+        same_keys = list(kind.keys(a)) == list(kind.keys(b))
+        return same_keys and all(map(operator.is_, kind.values(a), kind.values(b)))
+    if kind is set:
+        return set(map(_which, _inside(a))) == set(map(_which, _inside(b)))
+    return list(map(id, _inside(a))) == list(map(id, _inside(b)))
+
+
+def _which(value: Any) -> Hashable:
+    """What tells an item of a set from others: one and true are equal, but not the same."""
+    return exact(value) if type(value) in PLAIN else id(value)
 
 
 def restore_attributes(saved: Snapshot) -> None:
     """Undo every assignment, and every change of a container, since the snapshot."""
     for _, old, read, write in saved.bindings:
-        if read() is not old and old is not GONE:
+        if read() is not old:
             write(old)
     for _, container, content in saved.outside:
         _refill(container, content)
@@ -176,7 +189,7 @@ def touched(held: Held, known: Memos | None = None) -> tuple[str, str] | None:
     """The name and the kind of a container that has changed, if one has, other than a memo that has grown."""
     for name, container, content in held:
         if not same_items(container, content):
-            if known is not None and id(container) in known.containers and _only_added(content, container):
+            if known is not None and id(container) in known.containers and _only_added(content, _copied(container)):
                 continue
             return name, type(container).__name__
     return None
@@ -204,12 +217,21 @@ def memos(before: Snapshot, first: Snapshot) -> Memos:
         for _, c, content in _held(first)
         if same_items(c, content) and id(c) in earlier and _only_added(earlier[id(c)], content, nothing_of_data)
     }
-    names = set()
-    pairs = zip(before.bindings, first.bindings, strict=True) if len(before.bindings) == len(first.bindings) else ()
-    for (name, old, _, _), (_, now, read, _) in pairs:
+    names, others = set(), set()
+    pairs = zip(before.bindings, first.bindings, strict=False)
+    for (name, old, _, _), (same, now, read, _) in pairs:
+        if name != same:  # what the names lead to has changed
+            break
         if now is not old and type(now) in (bool, str, type(None)) and read() is now:
             names.add(name)
-    return Memos(frozenset(added), frozenset(names))
+        elif read() is not old:  # another variable may have the same name
+            others.add(name)
+    return Memos(frozenset(added), frozenset(names - others))
+
+
+def in_both(a: Memos, b: Memos) -> Memos:
+    """The memos of two that are memos of both."""
+    return Memos(a.containers & b.containers, a.bindings & b.bindings)
 
 
 def _held(snapshot: Snapshot) -> Held:
@@ -226,8 +248,10 @@ def _only_added(before: Any, after: Any, fits: Callable[[Any], bool] = lambda x:
 
 def nothing_of_data(value: Any) -> bool:
     """Whether a value holds no number and no tensor, which might come of the inputs that it was made with."""
-    inside = [x for c in containers(value) for x in (dict.values(c) if isinstance(c, dict) else c)]
-    return all(map(_is_no_data, (value, *inside)))
+    every = list(_visited(value, {}))
+    inside = [x for c in every if isinstance(c, _KINDS) for x in _inside(c)]
+    inside += [x for c in every if is_object(c) for x in slots(c).values()]
+    return all(map(_is_no_data, (value, *every, *inside)))
 
 
 _NO_DATA = (str, bool, bytes, type(None), type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType)
@@ -248,11 +272,7 @@ def assigned(saved: Snapshot, module: nn.Module, known: Memos) -> list[tuple[str
     """
     for name, old, read, _ in saved.bindings:
         now = read()
-        if (
-            name not in known.bindings
-            and now is not old
-            and not (type(now) in PLAIN and type(now) is type(old) and now == old)
-        ):
+        if name not in known.bindings and not _is_same(old, now):
             raise refuse("LR013", f"forward changes '{name}', which its code also reads.")
     array = changed(saved.beside)
     if array is not None:
@@ -276,6 +296,9 @@ def assigned(saved: Snapshot, module: nn.Module, known: Memos) -> list[tuple[str
                 renewed.sort(key=lambda n: n in old_items and n in (live or {}))  # what is new, or gone, first
                 where = ".".join(filter(None, (paths[id(sub)], *renewed[:1])))
                 raise refuse("LR013", f"forward assigns the {kind} {where!r}.")
+        gone = next((name for name in state if name not in sub.__dict__), None)
+        if gone is not None:
+            raise refuse("LR013", f"forward deletes self.{gone}.")
         for name, value in sub.__dict__.items():
             old = state.get(name, getattr(type(sub), name, _Missing))
             if _is_other(old, value, f"self.{name}"):
@@ -285,9 +308,15 @@ def assigned(saved: Snapshot, module: nn.Module, known: Memos) -> list[tuple[str
 
 def _is_other(old: Any, value: Any, what: str) -> bool:
     """Whether something was replaced that a plan can replace, too."""
+    if _is_same(old, value):
+        return False
     if type(old) in (int, float, complex, bool, str) and type(value) in PLAIN and value != old:
         raise refuse("LR013", f"forward changes {what} (from {old!r} to {value!r}).")
-    return not (value is old or (type(value) in PLAIN and type(value) is type(old) and value == old))
+    return True
+
+
+def _is_same(old: Any, value: Any) -> bool:
+    return value is old or (type(value) in PLAIN and exact(value) == exact(old))
 
 
 def _put(held: Held, state: dict[str, Any], known: Memos) -> list[tuple[str, Keys, Any]]:
@@ -303,7 +332,7 @@ def _put(held: Held, state: dict[str, Any], known: Memos) -> list[tuple[str, Key
             continue
         keys = next((keys for keys, c in _containers_of(state[name], contents) if c is container), None)
         old, new = dict(items(content)), dict(items(container))
-        if keys is None or not is_open(container) or not old.keys() <= new.keys() or _is_list_that_grew(old, new):
+        if keys is None or list(new)[: len(old)] != list(old) or _is_list_that_grew(old, new):
             raise refuse("LR013", f"forward changes the {type(container).__name__} self.{name} in place.")
         for key, value in new.items():
             if _is_other(old.get(key, _Missing), value, f"self.{name}[{key!r}]"):

@@ -23,6 +23,7 @@ from linrec.capture.beside import draws, is_foreign, is_one_way
 from linrec.capture.frozen import (
     BUFFERS,
     CODE,
+    CONSTANTS,
     CONTAINERS,
     GONE,
     MAX_ITEMS,
@@ -99,6 +100,7 @@ def _reached(values: list[Any], seen: set[int]) -> set[Any]:
                 pending += dict.values(value) if isinstance(value, dict) else value
             if not is_foreign(kind.__module__) and kind not in CONTAINERS:
                 found.add(kind)
+                pending += attributes(value).values()
         elif is_object(value) or (isinstance(value, nn.Module) and not is_foreign(kind.__module__)):
             found.add(kind)
             pending += attributes(value).values()
@@ -129,7 +131,7 @@ class _Names:
     def function(self, function: types.FunctionType) -> None:
         """What a function has of its own."""
         for cell, name in zip(function.__closure__ or (), function.__code__.co_freevars, strict=True):
-            read, write = functools.partial(_content, cell), functools.partial(setattr, cell, "cell_contents")
+            read, write = functools.partial(_content, cell), functools.partial(_set_attribute, cell, "cell_contents")
             self.value(id(cell), name, _content(cell), read, write)
         if any(map(_is_state, _defaults(function))):
             self.pending += _reached(list(_defaults(function)), set())
@@ -145,9 +147,9 @@ class _Names:
         self.pending += _imported(code, str(space.get("__package__") or ""))
         if names & {"environ", "getenv"}:
             self.found[0, "environ"] = ("os.environ", lambda: tuple(sorted(os.environ.items())), None)
-        for name in sorted(_global_names(code) & space.keys()):
-            read, write = functools.partial(space.get, name, GONE), functools.partial(space.__setitem__, name)
-            self.value(id(space), name, space[name], read, write)
+        for name in sorted((_global_names(code) & space.keys()) | _assigned_names(code)):
+            read, write = functools.partial(space.get, name, GONE), functools.partial(_set_global, space, name)
+            self.value(id(space), name, read(), read, write)
 
     def value(self, space: int, name: str, value: Any, read: Callable[[], Any], write: Callable[[Any], Any]) -> None:
         """What a name stands for in a space of names."""
@@ -336,13 +338,32 @@ def _functions_with(ran: Ran, roots: Iterable[Any]) -> list[types.FunctionType]:
 def _point(name: str, value: Any, read: Callable[[], Any], write: Callable[[Any], Any]) -> Point:
     """A point; of a context variable it is what that has."""
     if isinstance(value, contextvars.ContextVar):
-        return name, functools.partial(_of_context, value), value.set
+        return name, functools.partial(_of_context, value), functools.partial(_set_context, value)
     return name, read, write
 
 
 def _attribute(owner: Any, name: str, value: Any) -> Point:
-    read, write = functools.partial(_has_of, owner, name), functools.partial(setattr, owner, name)
+    read, write = functools.partial(_has_of, owner, name), functools.partial(_set_attribute, owner, name)
     return _point(name, value, read, write)
+
+
+def _set_global(space: dict[str, Any], name: str, value: Any) -> None:
+    if value is GONE:
+        space.pop(name, None)
+    else:
+        space[name] = value
+
+
+def _set_attribute(owner: Any, name: str, value: Any) -> None:
+    if value is GONE:
+        delattr(owner, name)
+    else:
+        setattr(owner, name, value)
+
+
+def _set_context(variable: contextvars.ContextVar[Any], value: Any) -> None:
+    if value is not GONE:  # of which nobody can take a value away
+        variable.set(value)
 
 
 def _has_of(owner: Any, name: str) -> Any:
@@ -386,6 +407,7 @@ def _is_state(value: Any) -> bool:
         return False
     kinds = (
         *PLAIN,
+        *CONSTANTS,
         *CONTAINERS,
         *BUFFERS,
         Tensor,
@@ -447,6 +469,14 @@ def _global_names(code: types.CodeType) -> frozenset[str]:
     found = {i.argval for i in dis.get_instructions(code) if i.opname in _GLOBAL}
     inner = [c for c in code.co_consts if isinstance(c, types.CodeType)]
     return frozenset(found.union(*map(_global_names, inner)))
+
+
+@functools.lru_cache(maxsize=4096)
+def _assigned_names(code: types.CodeType) -> frozenset[str]:
+    """The globals that code and the functions within it assign, which may not be there yet."""
+    found = {i.argval for i in dis.get_instructions(code) if i.opname == "STORE_GLOBAL"}
+    inner = [c for c in code.co_consts if isinstance(c, types.CodeType)]
+    return frozenset(found.union(*map(_assigned_names, inner)))
 
 
 def _names(code: types.CodeType) -> Iterator[str]:

@@ -65,4 +65,4 @@ def entries(value: Any) -> Iterable[tuple[Any, Any]]:
 def exact(value: Any) -> Hashable:
     """A plain value as something that compares equal where the same comes of it: minus zero is another number than
     zero, as one is another than true."""
-    return (type(value), repr(value) if type(value) in (float, complex) else value)
+    return (type(value), repr(value) if isinstance(value, (float, complex)) else value)

@@ -22,7 +22,7 @@ from linrec.capture.probe import (
     undone,
 )
 from linrec.capture.recorders import READS_REQUIRES_GRAD, Record
-from linrec.capture.snapshot import Memos, memos, snapshot_attributes
+from linrec.capture.snapshot import Memos, in_both, memos, snapshot_attributes
 from linrec.capture.trace import raised_at
 from linrec.ir import members
 from linrec.ir.held import held, named_attributes
@@ -150,10 +150,11 @@ def find_memos(module: nn.Module, forward: Any, spec: Any, leaves: Sequence[Any]
             first = snapshot_attributes(module)
             if calls_of(forward, spec, runs[1]) != calls:
                 return Memos()
+            after = memos(before, first)  # what goes to and fro is what it was one run later
             calls_of(forward, spec, runs[2])
         except Exception:  # the user's, at a length that the model does not take
             return Memos()
-        return memos(before, first)
+        return in_both(after, memos(before, first))
 
 
 def counted(module: nn.Module, forward: Any, spec: Any, leaves: Sequence[Any], log: bool = False) -> Record:

@@ -7,7 +7,6 @@ import array
 import collections
 import functools
 import operator
-import sys
 import types
 import weakref
 from collections.abc import Hashable, Iterable, Sequence
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from linrec.capture.beside import is_foreign
-from linrec.capture.frozen import is_method
+from linrec.capture.frozen import CONSTANTS, beside_items, is_array, is_key, is_method
 from linrec.ir import members
 from linrec.ir.fields import attributes, entries, exact
 from linrec.ir.held import DEPTH, is_open
@@ -223,13 +222,9 @@ def _frozen(value: Any, memo: dict[int, Hashable], depth: int, open_: int = 0) -
     if isinstance(value, Tensor):
         # A tensor inside a container is a constant of the plan: another one, or a change of it, needs another plan.
         return ("tensor", id(value), value._version, value.data_ptr() if value.layout is torch.strided else 0)
-    numpy = sys.modules.get("numpy")
-    if (
-        numpy is not None
-        and isinstance(value, numpy.ndarray)
-        and value.nbytes <= _MAX_BYTES
-        and not value.dtype.hasobject
-    ):
+    if isinstance(value, CONSTANTS):
+        return (type(value), repr(value))
+    if is_array(value) and value.nbytes <= _MAX_BYTES and not value.dtype.hasobject:
         return ("array", str(value.dtype), value.shape, value.tobytes())
     if isinstance(value, (bytearray, array.array)) and len(value) <= _MAX_BYTES:
         return (type(value), bytes(value))
@@ -238,14 +233,18 @@ def _frozen(value: Any, memo: dict[int, Hashable], depth: int, open_: int = 0) -
         return memo[key]
     memo[key] = ("again", type(value))
     inner = max(open_ - 1, 0)
+
+    def key_of(k: Any) -> Hashable:
+        return _frozen(k, memo, depth - 1) if is_key(k) else repr(k)
+
     if depth == 0:
         found: Hashable = ("object", key)
     elif isinstance(value, (dict, types.MappingProxyType)):
-        found = (type(value), tuple((repr(k), _frozen(v, memo, depth - 1, inner)) for k, v in entries(value)))
+        found = (type(value), tuple((key_of(k), _frozen(v, memo, depth - 1, inner)) for k, v in entries(value)))
     elif isinstance(value, (list, tuple, collections.deque)):
         found = (type(value), tuple(_frozen(v, memo, depth - 1, inner) for v in value))
     elif isinstance(value, (set, frozenset)):
-        found = (type(value), tuple(sorted(map(repr, value))))
+        found = (type(value), frozenset(_frozen(v, memo, depth - 1) for v in value))
     elif isinstance(value, nn.Module):  # one that no module has registered
         own = [(n, v) for n, v in value.__dict__.items() if n not in ("_parameters", "_buffers", "_modules")]
         inside = tuple((n, _frozen(v, memo, depth - 1)) for n, v in [*own, *value._modules.items()])
@@ -263,5 +262,8 @@ def _frozen(value: Any, memo: dict[int, Hashable], depth: int, open_: int = 0) -
         found = (type(value), 0 if open_ else key, inside)
     else:
         found = ("object", key)
+    other = beside_items(value) if depth else {}
+    if other:
+        found = (found, tuple((n, _frozen(v, memo, depth - 1)) for n, v in other.items()))
     memo[key] = found
     return found

@@ -13,6 +13,8 @@ import sys
 import types
 import weakref
 from collections.abc import Callable
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -51,6 +53,10 @@ class Many(list[Any]):
     pass
 
 
+class Noted(list[Any]):
+    note: Any = None
+
+
 class Empty:
     __slots__ = ()
 
@@ -73,6 +79,8 @@ def cached() -> Any:
 
 MINE = types.ModuleType("mine")
 THING = Thing(1.0)
+NOTED = Noted()
+NOTED.note = plain
 VALUES: dict[str, tuple[Any, set[Any]]] = {
     "function": (plain, {plain}),
     "class": (Thing, {Thing}),
@@ -92,6 +100,7 @@ VALUES: dict[str, tuple[Any, set[Any]]] = {
     "deque": (collections.deque([plain]), {plain}),
     "ordered": (collections.OrderedDict(a=plain), {plain}),
     "own list": (Many([plain]), {Many, plain}),
+    "attribute of a list": (NOTED, {Noted, plain}),
     "as many as are looked into": ([plain] * MAX_ITEMS, {plain}),
     "more": ([plain] * (MAX_ITEMS + 1), set()),
     "object": (Thing(plain), {Thing, plain}),
@@ -195,6 +204,57 @@ def test_what_names_stand_for_among_globals() -> None:
     assert found["plain"][1]() is GONE
 
 
+def test_globals_that_code_is_still_to_make() -> None:
+    space: dict[str, Any] = {"there": 1}
+    names = surroundings._Names()
+    inner = "def g():\n  global inner\n  inner = 1\n"
+    names.code(code_of(f"global later, there\nlater = there = 1\nlocal = 2\nx.attribute = 3\n{inner}"), space)
+    assert seen_by(names) == {"later": GONE, "there": 1, "inner": GONE}
+    _, read, write = names.found[id(space), "later"]
+    assert write is not None
+    for value in (2, GONE, GONE):
+        write(value)
+        assert read() == value and space == ({"there": 1, "later": 2} if value == 2 else {"there": 1})
+
+
+def test_what_was_not_set_is_taken_away_again() -> None:
+    def outer() -> Any:
+        def inner() -> Any:
+            nonlocal late
+            late = 1
+            return late
+
+        late: Any
+        return inner
+
+    names, inner = surroundings._Names(), outer()
+    names.value(0, "late", GONE, *late_point(inner))
+    _, read, write = names.found[0, "late"]
+    assert read() is GONE and inner() == 1 and read() == 1 and write is not None
+    write(GONE)
+    assert read() is GONE
+    write(2)
+    assert read() == 2
+
+    class Owner:
+        x = 1
+
+    _, read, write = surroundings._attribute(Owner, "x", 1)
+    assert write is not None
+    write(GONE)
+    assert read() is GONE and "x" not in vars(Owner)
+    write(3)
+    assert vars(Owner)["x"] == 3
+
+
+def late_point(function: Any) -> tuple[Callable[[], Any], Callable[[Any], Any]]:
+    names = surroundings._Names()
+    names.function(function)
+    ((_, read, write),) = names.found.values()
+    assert write is not None
+    return read, write
+
+
 def test_what_a_cached_function_read() -> None:
     names = surroundings._Names()
     names.code(compile("cached", "x", "eval"), {"cached": cached})
@@ -295,6 +355,8 @@ def test_a_context_variable_is_what_it_has() -> None:
         assert read() is GONE
         write(3)
         assert read() == 3
+        write(GONE)  # nobody can take it away
+        assert read() == 3
 
     contextvars.copy_context().run(inside)
 
@@ -321,6 +383,8 @@ class _Iterated(type):
 
 def test_what_counts_as_a_state() -> None:
     for value in (1, "a", None, [], {}, bytearray(), torch.zeros(()), nn.Linear(1, 1), VARIABLE, weakref.ref(THING)):
+        assert surroundings._is_state(value)
+    for value in (slice(0, 1), range(2), torch.float32, torch.device("cpu"), np.int64(1), Fraction(1, 2), Decimal(1)):
         assert surroundings._is_state(value)
     for value in (types.MappingProxyType({}), np.zeros(1), iter([]), random.Random(), torch.Generator(), THING):
         assert surroundings._is_state(value)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 EQUIVALENT: dict[str, str] = {
+    "arguments swapped: same_items(": "the two are compared in either order",
+    "arguments swapped: _is_same(": "the two are compared in either order",
     "listed.gathered: off by one: 1  ->  2": "no trace has fewer than four steps",
     "listed.marked_lists: off by one: 0  ->  1": "all items have one structure",
     "listed.assembled: guard dropped: if len(leaves) == 1": "it is assembled the long way",
@@ -64,7 +66,7 @@ EQUIVALENT: dict[str, str] = {
     "is_fixed: off by one: 1  ->  2": "what is not fixed is frozen, to what it is",
     "is_fixed: negation dropped: -1": "what is not fixed is frozen, to what it is",
     "is_fixed: condition dropped: type(value) in PLAIN or": "what is not fixed is frozen, to what it is",
-    "_items: guard dropped": "it is frozen in full, which takes longer",
+    "frozen._items: guard dropped": "it is frozen in full, which takes longer",
     "is_array: condition dropped": "numpy is there",
     "frozen._frozen: guard dropped: if type(value) in PLAIN": "to the object, which compares unequal more often",
     "frozen._frozen: guard dropped: if isinstance(value, Tensor)": "to the object that it is",
