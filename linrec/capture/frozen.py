@@ -24,7 +24,7 @@ from linrec.ir.fields import attributes, entries, exact, slot_names
 
 PLAIN = (int, float, complex, bool, str, bytes, type(None))
 CONTAINERS = (list, dict, tuple, set, frozenset, collections.deque)
-BARE = frozenset((*CONTAINERS, collections.OrderedDict, collections.defaultdict, types.MappingProxyType))
+BARE = frozenset((*CONTAINERS, collections.defaultdict, types.MappingProxyType))
 """Containers that have nothing but their items; those of the user's classes may have attributes."""
 CONSTANTS = (
     range,
@@ -140,7 +140,7 @@ def _frozen(value: Any, depth: int, seen: set[int], own: frozenset[int]) -> Hash
         return (type(value), repr(value))
     if isinstance(value, Tensor):
         return ("tensor", id(value))
-    if isinstance(value, BUFFERS) or (is_array(value) and not value.dtype.hasobject):
+    if isinstance(value, BUFFERS) or is_array(value):  # of an array of objects, where they are
         content = bytes(value) if isinstance(value, bytearray) else value.tobytes()
         return (type(value), str(getattr(value, "dtype", "")), content if len(content) <= _MAX_BYTES else id(value))
     if isinstance(value, types.FunctionType):

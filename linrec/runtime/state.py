@@ -224,7 +224,7 @@ def _frozen(value: Any, memo: dict[int, Hashable], depth: int, open_: int = 0) -
         return ("tensor", id(value), value._version, value.data_ptr() if value.layout is torch.strided else 0)
     if isinstance(value, CONSTANTS):
         return (type(value), repr(value))
-    if is_array(value) and value.nbytes <= _MAX_BYTES and not value.dtype.hasobject:
+    if is_array(value) and value.nbytes <= _MAX_BYTES:  # of objects, where they are
         return ("array", str(value.dtype), value.shape, value.tobytes())
     if isinstance(value, (bytearray, array.array)) and len(value) <= _MAX_BYTES:
         return (type(value), bytes(value))

@@ -24,6 +24,8 @@ class Plain:
     def __init__(self, n: Any = 0.0) -> None:
         self.n = n
 
+    def method(self) -> None: ...
+
 
 class Numbers(list[Any]):
     n = 0.0
@@ -85,6 +87,8 @@ CHANGES: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "a set's item": (lambda: {1, "a"}, lambda x: (x.discard(1), x.add(True))),
     "a set's sign": (lambda: {0.0}, lambda x: (x.clear(), x.add(-0.0))),
     "a key of another kind": (lambda: {1: 1.0}, lambda x: (x.clear(), x.update({True: 1.0}))),
+    "an object in an array": (lambda: numpy.array([None, "a"], dtype=object), lambda x: x.__setitem__(0, "b")),
+    "attribute of Python's": (collections.OrderedDict, lambda x: setattr(x, "n", 1.0)),
     "items still count": (lambda: Numbers([1.0]), lambda x: x.append(2.0)),
     "items of a dict still count": (lambda: Table(a=1.0), lambda x: x.update(a=2.0)),
     "deep in an attribute": (lambda: Numbers([]), lambda x: setattr(x, "n", [1.0])),
@@ -123,6 +127,18 @@ def test_how_deep_attributes_of_containers_are_looked_into() -> None:
         before, kept = frozen_state(owner), Kept(value)
         inner.n = 1.0
         assert (frozen_state(owner) != before) is (depth < 8) and kept.still(value) is (depth >= 6)
+
+
+def test_how_deep_objects_of_methods_are_looked_into() -> None:
+    for depth in range(12):
+        inner = outer = Plain()
+        for _ in range(depth):
+            outer = Plain(outer.method)
+        owner = nn.Identity()
+        owner.held = outer
+        before = frozen_state(owner)
+        inner.n = 1.0
+        assert (frozen_state(owner) != before) is (depth < 4)
 
 
 def test_how_deep_keys_and_items_are_looked_into() -> None:
@@ -184,6 +200,7 @@ def test_constants_that_come_and_go() -> None:
 
 
 def test_what_is_fixed() -> None:
+    assert is_fixed(Plain.method) and is_fixed(len) and not is_fixed(Plain().method) and not is_fixed([1.0].append)
     assert all(is_fixed(make()) for make, _ in CONSTANTS[:8]) and is_fixed((1, slice(0, 1)))
     assert not is_fixed(Row([1.0])) and not is_fixed(Numbers())
 
@@ -199,6 +216,22 @@ def test_what_has_attributes_besides_items() -> None:
 
 def test_what_is_an_array() -> None:
     assert is_array(numpy.zeros(1)) and is_array(numpy.int64(1)) and not is_array(1.0) and not is_array(torch.zeros(1))
+
+
+def test_methods_of_modules() -> None:
+    """They are frozen anew at every call."""
+    for value in ([1.0].append, Plain().method):
+        for name in ("held", "forward"):
+            owner, seen = nn.Identity(), Seen()
+            owner.__dict__[name] = value
+            before = seen.frozen([owner])
+            assert before[1] == [owner] and seen.frozen([owner]) == before
+    owner, seen = nn.Identity(), Seen()
+    owner.held, owner.other = len, function
+    assert not seen.frozen([owner])[1]
+
+
+def function() -> None: ...
 
 
 def test_references_are_no_objects() -> None:

@@ -390,3 +390,12 @@ def test_what_counts_as_a_state() -> None:
         assert surroundings._is_state(value)
     for value in (int, Thing, _Iterated("Kind", (), {}), plain, len, math, Empty(), object()):
         assert not surroundings._is_state(value)
+
+
+def test_which_names_are_globals() -> None:
+    """The functions themselves, not what they remember of code that is equal."""
+    read, assigned = surroundings._global_names.__wrapped__, surroundings._assigned_names.__wrapped__
+    code = code_of("global made\nmade = there.attribute\ndel gone.x\nlocal = 1\nlambda: inner.x")
+    assert read(code) == {"made", "there", "gone", "inner"} and assigned(code) == {"made"}
+    assert read(code_of("globals()['there'].x")) == {"globals", "there", "x"}
+    assert assigned(code_of("def g():\n  global within\n  within = 1")) == {"within"}

@@ -11,8 +11,8 @@ EQUIVALENT: dict[str, str] = {
     "listed.assembled: condition dropped: len(leaves) == 1": "a structure that is a leaf has one",
     "listed.assembled: comparison: len(leaves) == 1": "it is assembled the long way",
     "listed.assembled: off by one: 1  ->  2": "it is assembled the long way",
-    "booleans._is_flag: condition dropped: not component.recurrent or": "a flag that does not read itself is right as a "
-    "number, too",
+    "booleans._is_flag: condition dropped: not component.recurrent or len(component.carries) != 1  ->  len": "a flag that "
+    "does not read itself is right as a number, too",
     "booleans._is_flag: condition dropped: _is_pointwise(n) and": "element by element nothing becomes smaller, and the "
     "update has the flag's size",
     "RULES[aten.where.Scalar]": "of two numbers, it reads no state; state-free it is an atom without a rule as well",
@@ -59,7 +59,6 @@ EQUIVALENT: dict[str, str] = {
     "_is_fixed: condition dropped: type(value) in _FIXED or": "tuples are frozen anew at every call",
     "_frozen: results swapped: return (type(value), bytes": "a pair compares equal in either order",
     "_frozen: arguments swapped: max(": "in either order",
-    "_frozen: condition dropped: numpy is not None and": "it is there; of arrays of objects the addresses are compared",
     "Kept.still: condition dropped: now is old or": "equal numbers are other objects: to compile again does no harm",
     "Kept.still: guard dropped: if self._items is not None": "it is frozen in full, which takes longer",
     "is_fixed: guard dropped: if isinstance(value, types.FunctionType)": "it is frozen in full, which takes longer",
@@ -70,8 +69,10 @@ EQUIVALENT: dict[str, str] = {
     "is_array: condition dropped": "numpy is there",
     "frozen._frozen: guard dropped: if type(value) in PLAIN": "to the object, which compares unequal more often",
     "frozen._frozen: guard dropped: if isinstance(value, Tensor)": "to the object that it is",
+    "frozen.beside_items: condition dropped": "containers of Python's have no attributes",
+    "frozen.is_key: condition dropped": "plain values are no objects",
+    "state._frozen: results swapped: return (type(value), repr": "a pair compares equal in either order",
     "frozen._frozen: results swapped": "a pair compares equal in either order",
-    "frozen._frozen: condition dropped: is_array(value)": "of arrays of objects the addresses are compared",
     "frozen._frozen: condition dropped: inside is None or depth == 0": "the depth, or the number of objects, ends it as well",
     "frozen._frozen: condition dropped: isinstance(value, functools.partial) and depth": "the number of objects ends it, too",
     "frozen._frozen: comparison: len(seen) > MAX_OBJECTS": "one object more or less is looked into",

@@ -68,3 +68,16 @@ def test_nothing_else_is_touched() -> None:
     before = str(graph_module.graph)
     assert not Booleans().run(graph_module).modified
     assert str(graph_module.graph) == before
+
+
+def test_flags_that_depend_on_each_other_are_left_alone() -> None:
+    def run(x: Tensor) -> tuple[Tensor, Tensor]:
+        a, b, out, other = x[:, 0] > 0, x[:, 0] > 1, [], []
+        for t in range(x.shape[1]):
+            a, b = b ^ (x[:, t] > 0), a | (x[:, t] > 1)
+            out.append(a)
+            other.append(b)
+        return torch.stack(out, 1), torch.stack(other, 1)
+
+    graph_module = roll(run, X).graph_module
+    assert len(scan_nodes(graph_module)) == 1 and not Booleans().run(graph_module).modified
