@@ -147,8 +147,8 @@ report = linrec.report(model)
     "LR009": Example(
         LEAKY.format(update="0.9 * h + torch.bernoulli(torch.sigmoid(h))"),
         LEAKY.format(update="0.9 * h + torch.bernoulli(torch.sigmoid(x[:, t]))"),
-        "Dropout, `rand`, `randn`, `bernoulli` and their like are drawn before the loop, step by step: the same seed gives"
-        " the same numbers as the loop.",
+        "Dropout, `rand`, `randn`, `bernoulli` and their like are drawn before the loop, step by step: the same seed"
+        " gives the same numbers as the loop.",
     ),
     "LR010": Example(
         """

@@ -3,23 +3,20 @@ sight of a signature, and runs the original code wherever no plan holds."""
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import sys
-import warnings
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from linrec.capture.discover import SHORT, TimeAxis, find_time
+from linrec.capture.discover import TimeAxis, find_time
 from linrec.capture.trace import raised_at
 from linrec.codegen import torch_forms
 from linrec.ir import members
 from linrec.ir.extension import PASSING
-from linrec.ir.location import is_library
 from linrec.ir.obstruction import NotParallelizable, Obstruction, Refused
 from linrec.ops.opaque import is_traced
 from linrec.runtime.compile import Compiled, Options, compile_call
@@ -40,6 +37,7 @@ from linrec.runtime.signature import (
 )
 from linrec.runtime.state import Seen
 from linrec.runtime.traced import Traced, is_callable
+from linrec.runtime.trials import clipped, may_be_longer, quiet, warn
 from linrec.runtime.turns import inside
 from linrec.runtime.validate import check_length
 
@@ -193,7 +191,7 @@ class Dispatcher(members.InFront):
     def _unseen(self, key: Hashable, leaves: list[Any]) -> bool:
         """Whether a call like this one was not looked at yet. Where a number of the module moves from call to call, all
         calls are unlike those before: after many of them nothing new is to be expected."""
-        seen = key in self.looked or (key, _clipped(leaves)) in self.looked
+        seen = key in self.looked or (key, clipped(leaves)) in self.looked
         return not seen and len(self.looked) < 4 * MAX_SIGNATURES
 
     def _is_brief(self, args: Any) -> bool:
@@ -258,7 +256,7 @@ class Dispatcher(members.InFront):
             if not free:
                 return None
             failures: list[IndexError] = []
-            with _quiet():
+            with quiet():
                 axes = list(find_time(self.module, self.original, spec, leaves, failures))
             for axis in axes:
                 for owner in axis.owners:
@@ -273,7 +271,7 @@ class Dispatcher(members.InFront):
                 isinstance(m.__dict__.get("forward"), Dispatcher) for m in names_of(self.module)
             ):
                 self._note_other_length(failures)
-                key = (key, _clipped(leaves))  # a longer call may show more
+                key = (key, clipped(leaves))  # a longer call may show more
             self.looked.add(key)
             return axes
 
@@ -416,7 +414,7 @@ class Dispatcher(members.InFront):
             obstructions = [problem] if problem else []
             if problem is None:
                 varied = found.varied(leaves)
-                with _quiet():
+                with quiet():
                     options = self.settings.options
                     plan, obstructions = compile_call(
                         self.module, self.original, spec, leaves, self.name, options, varied, found, axes
@@ -427,7 +425,7 @@ class Dispatcher(members.InFront):
                 self.traced.offer(plan, leaves, *pytree.tree_unflatten(leaves, spec))
             self._note_changes(obstructions)
             found.obstructions = [o for o in found.obstructions if o not in obstructions] + obstructions
-            if found.plans or obstructions or not _may_be_longer(leaves):
+            if found.plans or obstructions or not may_be_longer(leaves):
                 self.compiled[key] = found
         except Refused as refused:
             found = Compiled(obstructions=[refused.obstruction])
@@ -461,7 +459,7 @@ class Dispatcher(members.InFront):
             if not free:
                 return Obstruction("LR014", "", "another thread is compiling.")
             try:
-                with _quiet():
+                with quiet():
                     problem = check_length(plan, self.module, plan.axis.forward or self.original, spec, leaves, length)
             except OtherBranch as other:
                 problem = Obstruction("LR015", "", f"{other}; the original runs.")
@@ -480,30 +478,14 @@ class Dispatcher(members.InFront):
         """Say once that the original runs where forward branches otherwise."""
         plan.otherwise += 1
         if plan.otherwise == 1:
-            _warn(f"linrec runs the original code of {self.name or 'the model'} where {other}.")
+            warn(f"linrec runs the original code of {self.name or 'the model'} where {other}.")
 
     def _broken(self, plan: Plan, length: int, problem: Obstruction) -> None:
         """Use a plan no more from a length on."""
         plan.broken_from = (length, problem)
         if self.settings.strict:
             raise NotParallelizable([problem])
-        _warn(f"linrec keeps the original code of {self.name or 'the model'}: {problem}")
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the warnings of the user's code, which runs on inputs of other lengths here: a call has its own."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
-def _warn(text: str) -> None:
-    """Warn where the user's code calls the model."""
-    frame, level = sys._getframe(1), 2
-    while frame.f_back is not None and is_library(frame.f_code.co_filename):
-        frame, level = frame.f_back, level + 1
-    warnings.warn(text, stacklevel=level)
+        warn(f"linrec keeps the original code of {self.name or 'the model'}: {problem}")
 
 
 def _failure(error: Exception) -> Obstruction:
@@ -513,13 +495,3 @@ def _failure(error: Exception) -> Obstruction:
 def names_of(module: nn.Module) -> list[nn.Module]:
     """The submodules of a module, without itself."""
     return [m for m in members.modules(module) if m is not module]
-
-
-def _clipped(leaves: list[Any]) -> Hashable:
-    """Sizes up to twice the shortest traced length: a longer call may show a loop that a shorter one did not."""
-    return tuple(tuple(min(s, 2 * SHORT) for s in x.shape) for x in leaves if isinstance(x, Tensor))
-
-
-def _may_be_longer(leaves: list[Any]) -> bool:
-    """Whether nothing was found because the call is too short to tell."""
-    return not any(isinstance(x, Tensor) and any(s >= SHORT for s in x.shape) for x in leaves)

@@ -100,7 +100,7 @@ EQUIVALENT: dict[str, str] = {
     "Dispatcher._check: arguments swapped: max(": "in either order",
     "Dispatcher._otherwise: off by one: 5  ->  6": "a warning names a line of linrec's or torch's",
     "Dispatcher._broken: off by one: 5  ->  6": "a warning names a line of linrec's or torch's",
-    "dispatcher._clipped: arguments swapped: min(": "in either order",
+    "trials.clipped: arguments swapped: min(": "in either order",
     "signature.signature: comparison: s == 1  ->  s != 1": "the same is told, the other way round",
     "signature._held: condition dropped: type(value) in _NO_TENSORS": "what is surely no tensor is looked into, for longer",
     "signature._held: off by one: 1  ->  2": "any number below zero is no position",

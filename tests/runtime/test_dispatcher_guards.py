@@ -14,6 +14,7 @@ from linrec.capture.discover import SHORT
 from linrec.ir.extension import PASSING
 from linrec.ir.obstruction import Obstruction, Refused
 from linrec.runtime import dispatcher as dispatchers
+from linrec.runtime import trials
 from linrec.runtime.compile import Compiled
 from linrec.runtime.dispatcher import MAX_SIGNATURES, MOST_OTHERWISE, Dispatcher
 from linrec.runtime.plan import OtherBranch, Plan
@@ -75,8 +76,8 @@ def test_what_is_short_may_have_a_plan_when_it_is_longer(made: Made) -> None:
     assert not planned(module, short) and not dispatcher.compiled
     compiler.given = [[LR014]]
     assert not planned(module, short) and not planned(module, short) and len(compiler.calls) == 2
-    assert dispatchers._may_be_longer([of(3, 3), 1]) and not dispatchers._may_be_longer([of(1, SHORT), 1, of(3)])
-    assert dispatchers._may_be_longer([5]) and dispatchers._may_be_longer([])
+    assert trials.may_be_longer([of(3, 3), 1]) and not trials.may_be_longer([of(1, SHORT), 1, of(3)])
+    assert trials.may_be_longer([5]) and trials.may_be_longer([])
 
 
 @pytest.mark.parametrize("error", [Refused(LR014), ValueError("wrong")])
@@ -269,7 +270,7 @@ def test_a_longer_call_may_show_more(made: Made) -> None:
     assert not planned(module, X) and not planned(module, of(9, 6, 3)) and compiler.looked == 2
     assert not planned(module, of(8, 8, 3)) and compiler.looked == 3
     assert not planned(module, of(80, 80, 3)) and not planned(module, X) and compiler.looked == 3
-    assert dispatchers._clipped([of(3, 2 * SHORT, 99), 1, of()]) == ((3, 2 * SHORT, 2 * SHORT), (2, 6, 3))
+    assert trials.clipped([of(3, 2 * SHORT, 99), 1, of()]) == ((3, 2 * SHORT, 2 * SHORT), (2, 6, 3))
     module.inner.__dict__["forward"] = Dispatcher(module.inner, "inner", dispatcher.settings, root=False)
     assert not planned(module, X, 1) and not planned(module, of(2, 7, 3), 1) and compiler.looked == 4
     dispatcher.owner = True
@@ -281,7 +282,7 @@ def test_how_many_calls_are_looked_at(made: Made) -> None:
     _, dispatcher, _ = made
     dispatcher.looked = set(range(4 * MAX_SIGNATURES - 1))
     assert dispatcher._unseen("key", [X]) and not dispatcher._unseen(3, [X])
-    dispatcher.looked.add(("other", dispatchers._clipped([X])))
+    dispatcher.looked.add(("other", trials.clipped([X])))
     assert not dispatcher._unseen("key", [X])
     dispatcher.looked.remove(3)
     assert dispatcher._unseen("key", [X]) and not dispatcher._unseen("other", [X]) and dispatcher._unseen("other", [])
