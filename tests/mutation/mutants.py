@@ -77,6 +77,7 @@ GUARD = (
     "runtime.signature",
     "runtime.state",
     "runtime.shortruns",
+    "runtime.shortcut",
     "capture.frozen",
     "capture.surroundings",
     "capture.snapshot",

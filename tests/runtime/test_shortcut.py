@@ -12,9 +12,13 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import linrec
+from linrec.capture.numbers import StepNumbers
 from linrec.runtime.dispatcher import Dispatcher
 from linrec.runtime.shortcut import Shortcut
+from linrec.runtime.state import Seen, submodules
 from linrec.runtime.turns import Turns
+
+from .plans import plan
 
 RATE = 0.5
 
@@ -117,6 +121,7 @@ CHANGES: dict[str, Callable[[Any], Any]] = {
     "class": lambda m: setattr(m.second, "__class__", Doubled),
     "own forward": lambda m: setattr(m.second, "forward", lambda x: x * 3.0 * m.second.weight),
     "hook": lambda m: m.second.register_forward_hook(lambda mod, args, y: y * 2.0) and None,
+    "hook on the first": lambda m: m.first.register_forward_hook(lambda mod, args, y: y * 2.0) and None,
     "hook before": lambda m: m.second.register_forward_pre_hook(lambda mod, args: (args[0] * 2.0,)) and None,
     "buffer of another size": lambda m: setattr(m, "shift", torch.tensor(0.25, dtype=torch.float64)),
 }
@@ -237,6 +242,36 @@ def test_a_plan_that_broke(pair: Pair) -> None:
     assert isinstance(dispatcher, Dispatcher) and dispatcher.last_plan is not None
     dispatcher.last_plan.broken_from = (0, linrec.Obstruction("LR010", "", "broken"))
     assert not pair.same(of(2, 20, 3))
+
+
+def shortcut(leaves: list[Any], **changes: Any) -> Shortcut | None:
+    """What is remembered of a call of a module without attributes, by a plan made by hand."""
+    module, seen = nn.Identity(), Seen()
+    frozen, _ = seen.frozen(submodules(module))
+    known = seen.fixed(frozen)
+    assert known is not None
+    return Shortcut.of(module, leaves, known, plan(**changes), None, 6)
+
+
+def test_of_which_calls_nothing_is_remembered() -> None:
+    x = of(2, 6, 3)
+    assert shortcut([x]) is not None and shortcut([x, 1]) is not None
+    assert shortcut([x, 1.5]) is None and shortcut([x, "mean"]) is None
+    assert shortcut([x], numbers=StepNumbers([])) is None
+    with Watching():
+        assert shortcut([x]) is None
+    with torch.autocast("cpu", torch.bfloat16):
+        assert shortcut([x]) is None
+
+
+def test_tensors_that_are_elsewhere_or_otherwise() -> None:
+    x = of(2, 6, 3)
+    known = shortcut([x])
+    assert known is not None and known.serves((x + 1,)) is not None
+    assert known.serves((x.to("meta"),)) is None and known.serves((x.to_sparse(),)) is None
+    served = []
+    torch.func.vmap(lambda each: (served.append(known.serves((each,))), each)[1])(torch.stack([x, x]))
+    assert served == [None]
 
 
 def test_strict_models_have_none(monkeypatch: pytest.MonkeyPatch) -> None:
