@@ -78,6 +78,7 @@ GUARD = (
     "runtime.state",
     "runtime.shortruns",
     "runtime.shortcut",
+    "runtime.trials",
     "capture.frozen",
     "capture.surroundings",
     "capture.snapshot",
