@@ -68,8 +68,7 @@ class Kept:
     def still(self, now: Any) -> bool:
         """Whether `now` is that value, unchanged."""
         if self._fixed:
-            old = self._value
-            return now is old or (type(now) in PLAIN and exact(now) == exact(old))
+            return _is_same(now, self._value)
         if self._items is not None and _has(now, self._items):
             return True
         return _frozen(now, _DEPTH, set(), self._own) == self._frozen
@@ -83,6 +82,19 @@ def is_fixed(value: Any) -> bool:
         return all(map(is_fixed, value))
     kinds = (*_CODE, *CONSTANTS, types.ModuleType, types.CodeType)
     return type(value) in PLAIN or (isinstance(value, kinds) and not is_method(value)) or value is GONE
+
+
+def _is_same(now: Any, old: Any) -> bool:
+    """Whether a value is a fixed one that was seen before, or one like it: tuples are made anew where they are read."""
+    if now is old:
+        return True
+    if type(now) is not type(old):
+        return False
+    if type(now) is tuple:
+        return len(now) == len(old) and all(map(_is_same, now, old))
+    if type(now) in PLAIN:
+        return exact(now) == exact(old)
+    return type(now) in CONSTANTS and repr(now) == repr(old)
 
 
 def is_method(value: Any) -> bool:

@@ -10,6 +10,7 @@ import queue
 import types
 import weakref
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
 import numpy
@@ -35,6 +36,10 @@ class Plain:
 
     def take(self) -> None:
         pass
+
+
+class Noted(Fraction):
+    """Each may have attributes of its own."""
 
 
 class Slotted:
@@ -206,7 +211,19 @@ def test_attributes_of_a_module(name: str) -> None:
         (function, noted, False),
         (Plain, Plain, True),
         (Plain, Slotted, False),
-        (tuple([1.0, "a"]), tuple([1.0, "a"]), False),  # to look closer would take longer than to compile again
+        (tuple([1.0, "a"]), tuple([1.0, "a"]), True),  # as the defaults of arguments, which are made one at every look
+        (tuple([1.0]), tuple([1]), False),
+        (tuple([1.0]), tuple([1.0, 2.0]), False),
+        (tuple([1.0, 2.0]), tuple([1.0]), False),
+        (tuple([torch.float32, (1,)]), tuple([torch.float32, tuple([1])]), True),
+        (tuple([torch.float32]), tuple([torch.float64]), False),
+        (tuple([Plain]), tuple([Slotted]), False),
+        (tuple([1.0]), [1.0], False),
+        (slice(1, int("2")), slice(1, 2), True),
+        (slice(1, 2), slice(1, 3), False),
+        (Fraction(1, 2), Fraction(2, 4), True),
+        (Fraction(1, 2), Noted(1, 2), False),
+        (Noted(1, 2), Noted(1, 2), False),
         ([1.0], [1.0], True),
         ([1.0], [1], False),
         ({"a": 1}, {"a": 1}, True),

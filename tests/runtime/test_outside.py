@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import linrec
+from linrec.runtime import dispatcher as dispatchers
 
 D = 3
 
@@ -301,6 +302,23 @@ class Default(Base):
     def forward(self, x: Tensor, seen: list[int] = []) -> Tensor:  # noqa: B006
         seen.append(x.shape[1])
         return self.states(x)[0]
+
+
+class Cast(Base):
+    """With defaults that are no numbers, as transformers' models have them."""
+
+    def forward(self, x: Tensor, dtype: torch.dtype = torch.float32, part: slice = slice(None)) -> Tensor:
+        return self.states(x.to(dtype)[part])[0]
+
+
+def test_defaults_that_are_no_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = []
+    original = dispatchers.compile_call
+    monkeypatch.setattr(dispatchers, "compile_call", lambda *args: compiled.append(1) or original(*args))
+    fast = linrec.parallelize(Cast())
+    for k in range(4):
+        fast(series(k))
+    assert len(compiled) == 1 and linrec.report(fast).parallel
 
 
 COUNTS: dict[Any, Any] = {
