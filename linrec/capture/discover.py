@@ -3,14 +3,14 @@ lengths, and whose operators grow in number owns the loop."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from linrec.capture.probe import Dims, differentiable, has_memory, record, resize
+from linrec.capture.probe import Dims, count_operators, differentiable, has_memory, record, resize
 from linrec.capture.recorders import Record
 from linrec.capture.surroundings import Ran
 from linrec.ir import members
@@ -46,7 +46,8 @@ class TimeAxis:
         shown_at: the shortest length at which it shows. A loop that begins after some steps may fail at shorter ones.
         ran: the code of the user's that ran; None where that cannot be said.
         forward: what to call, where the number of steps is an argument or an attribute.
-        runs: what showed it, at `SHORT` steps, where all else was as in the call; not kept once it is compiled.
+        runs: what showed it, at `SHORT` steps, where all else was as in the call and the module itself is an owner; not
+            kept once it is compiled.
     """
 
     leaf: int
@@ -131,6 +132,9 @@ class Following:
 _SHORT = (SHORT, 4 * SHORT, 12 * SHORT)
 """With how few steps forward is tried, one after the other until it runs."""
 
+_LARGE = 16
+"""With more modules than these, a loop is expected to be in one of them: their operators are counted first."""
+
 _MORE = 6
 """How many more steps than time is first seen with are left to the rest, where a part of the inputs gets fewer."""
 
@@ -149,6 +153,8 @@ def find_time(
     found: TimeAxis | None = None
     short = part = leaves
     for leaf, dim, dims in candidates(leaves):
+        if found is not None and module not in found.owners and _is_part(dims, found.dims):
+            continue  # which lets no other loops grow, and this module compiles none
         # Once time is found, the other dimensions are tried with few steps; a part of what it is (inputs without the
         # targets), with fewer than the rest has.
         apart = found is not None and not any(d in found.dims.get(i, ()) for i, own in dims.items() for d in own)
@@ -180,6 +186,10 @@ def find_time(
             yield from _axis(module, follows, spec, leaves, leaf, dim, dims, failures, shorter)
 
 
+def _is_part(dims: Dims, whole: Dims) -> bool:
+    return all(d in whole.get(i, ()) for i, own in dims.items() for d in own)
+
+
 def _axis(
     module: nn.Module,
     forward: Any,
@@ -195,18 +205,23 @@ def _axis(
     """One way, if the number of operators grows with it. Of what looks for steps that are not there, `failures` is told
     where no other length does, and `shorter` in any case."""
     grown: tuple[nn.Module, ...] | None = None
+    runs: Runs | None = None
     missing: list[IndexError] = []
+    large = len(members.modules(module)) > _LARGE
     for short in tried or _SHORT:
         if short + 2 > leaves[leaf].shape[dim] + 2 * SHORT:
             break
         try:
-            runs = _two_runs(module, forward, spec, leaves, dims, short)
+            owners = _owners(_two_runs(_counted, module, forward, spec, leaves, dims, short)) if large else (module,)
+            if module in owners:
+                runs = _two_runs(_recorded, module, forward, spec, leaves, dims, short)
+                owners = _owners(runs)
         except IndexError as error:
             missing.append(error)
             continue
         except Exception:  # the model may raise anything at a size that is not its own: then this is not time
             continue
-        grown = _owners(runs.shorter, runs.longer)
+        grown = owners
         break
     if grown is None:
         failures += missing[:1]
@@ -215,39 +230,55 @@ def _axis(
     if grown:
         tensors = tuple(i for i, x in enumerate(leaves) if isinstance(x, Tensor))
         follows = forward if isinstance(forward, Following) else None
-        kept = runs if short == SHORT and runs.alike else None
-        yield TimeAxis(leaf, dim, dims, grown, tensors, short, runs.longer.ran, follows, kept)
+        kept = runs if runs is not None and short == SHORT and runs.alike else None
+        ran = None if runs is None else runs.longer.ran
+        yield TimeAxis(leaf, dim, dims, grown, tensors, short, ran, follows, kept)
 
 
-def _two_runs(module: nn.Module, forward: Any, spec: Any, leaves: Sequence[Any], dims: Dims, short: int) -> Runs:
+_Run = Callable[[nn.Module, Any, Any, list[Any], bool], Record]
+
+
+def _counted(module: nn.Module, forward: Any, spec: Any, leaves: list[Any], longer: bool) -> Record:
+    return count_operators(module, forward, spec, leaves)
+
+
+def _recorded(module: nn.Module, forward: Any, spec: Any, leaves: list[Any], longer: bool) -> Record:
+    found = record(module, forward, spec, leaves, True, watch=longer)
+    found.output = None
+    return found
+
+
+def _two_runs(
+    run: _Run, module: nn.Module, forward: Any, spec: Any, leaves: Sequence[Any], dims: Dims, short: int
+) -> Runs:
     """What forward does with `short` steps and with two more."""
     try:
-        return Runs(*_recorded(module, forward, spec, leaves, dims, short, True), alike=True)
+        return _both(run, module, forward, spec, leaves, dims, short, True)
     except IndexError:
         raise
     except Exception:  # what is done with an argument that a leaf alone allows, such as a deep copy
         if not any(isinstance(x, Tensor) and x.requires_grad for x in leaves):
             raise
-        return Runs(*_recorded(module, forward, spec, leaves, dims, short, False), alike=False)
+        return _both(run, module, forward, spec, leaves, dims, short, False)
 
 
-def _recorded(
-    module: nn.Module, forward: Any, spec: Any, leaves: Sequence[Any], dims: Dims, short: int, alike: bool
-) -> tuple[Record, Record, frozenset[int]]:
+def _both(
+    run: _Run, module: nn.Module, forward: Any, spec: Any, leaves: Sequence[Any], dims: Dims, short: int, alike: bool
+) -> Runs:
     records, memory = [], frozenset[int]()
     for length in (short, short + 2):
         own = resize(leaves, dims, length)
         own = differentiable(own, leaves) if alike else own
         memory = memory or frozenset(x.untyped_storage().data_ptr() for x in own if has_memory(x))
-        records.append(record(module, forward, spec, own, True, watch=length > short))
-        records[-1].output = None
-    return records[0], records[1], memory
+        records.append(run(module, forward, spec, own, length > short))
+    return Runs(records[0], records[1], memory, alike)
 
 
 _IN_ONE_CALL = (nn.RNN.forward, nn.LSTM.forward, nn.GRU.forward)
 """torch's recurrent layers loop inside one operator, not in Python."""
 
 
-def _owners(shorter: Record, longer: Record) -> tuple[nn.Module, ...]:
-    grown = (m for m, count in longer.own.items() if count > shorter.own.get(m, count))
+def _owners(runs: Runs) -> tuple[nn.Module, ...]:
+    before = runs.shorter.own
+    grown = (m for m, count in runs.longer.own.items() if count > before.get(m, count))
     return tuple(m for m in grown if type(m).forward not in _IN_ONE_CALL)

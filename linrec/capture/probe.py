@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from linrec.capture.beside import changed, draws, states
-from linrec.capture.recorders import Calls, Record, Recorder, is_plain, place
+from linrec.capture.recorders import Calls, OperatorCounter, Record, Recorder, is_plain, place
 from linrec.capture.snapshot import containers, reachable, restore_attributes, snapshot_attributes
 from linrec.capture.surroundings import code_that_runs
 from linrec.ir import members
@@ -342,31 +342,38 @@ def record(
     recorder, calls = Recorder(found, labels), Calls(found, True, keep=True)
     every = [(name, t, t.data) for name, t in _named_tensors(module) if is_plain(t)]
     args, kwargs = pytree.tree_unflatten(list(leaves), spec)
-    handles = _count_per_module(recorder, module, found) if per_module else []
-    try:
-        with undone(module, leaves) as writes, torch.enable_grad(), calls, recorder:
-            before = random.getstate(), _numpy_draws()
-            drawn = states((n, x) for n, x in reachable(module) if draws(x) and not isinstance(x, torch.Generator))
-            with code_that_runs() if watch else contextlib.nullcontext() as found.ran:
-                out = forward(*args, **kwargs)
-            found.drew = (random.getstate(), _numpy_draws()) != before or changed(drawn) is not None
-            found.wrote = frozenset(writes.before)
-            shown = [*pytree.tree_leaves(opened(out)), *(t for _, t in _named_tensors(module))]
-            if any(map(calls.wants_gradient, shown)):
-                found.set.add("requires_grad")  # of what others see, who may ask for its gradient
-            found.replaced = [name for name, t, data in every if replaced(t, data)]
-    finally:
-        for handle in handles:
-            handle.remove()
-        if per_module:
-            top: list[Any] = recorder.stack.pop(0) if recorder.stack else [module, 0]
-            found.own[module] = max(found.own.get(module, 0), top[1])
+    counted = _counted_per_module(recorder, module, found) if per_module else contextlib.nullcontext()
+    with counted, undone(module, leaves) as writes, torch.enable_grad(), calls, recorder:
+        before = random.getstate(), _numpy_draws()
+        drawn = states((n, x) for n, x in reachable(module) if draws(x) and not isinstance(x, torch.Generator))
+        with code_that_runs() if watch else contextlib.nullcontext() as found.ran:
+            out = forward(*args, **kwargs)
+        found.drew = (random.getstate(), _numpy_draws()) != before or changed(drawn) is not None
+        found.wrote = frozenset(writes.before)
+        shown = [*pytree.tree_leaves(opened(out)), *(t for _, t in _named_tensors(module))]
+        if any(map(calls.wants_gradient, shown)):
+            found.set.add("requires_grad")  # of what others see, who may ask for its gradient
+        found.replaced = [name for name, t, data in every if replaced(t, data)]
     out_leaves, out_spec = pytree.tree_flatten(opened(out))
     found.result = (
         str(out_spec),
         tuple(labels.get(place(x)) if isinstance(x, Tensor) else repr(x) for x in out_leaves),
     )
     found.output = out
+    return found
+
+
+def count_operators(module: nn.Module, forward: Any, spec: Any, leaves: Sequence[Any]) -> Record:
+    """Run `forward` and only count the operators of each module: cheaper than `record`, for large models."""
+    found, counter = Record(), OperatorCounter()
+    args, kwargs = pytree.tree_unflatten(list(leaves), spec)
+    with (
+        _counted_per_module(counter, module, found),
+        undone(module, leaves),
+        torch.enable_grad(),
+        counter,
+    ):
+        forward(*args, **kwargs)
     return found
 
 
@@ -380,8 +387,10 @@ def _named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
             yield from ((name, x) for _, x in held(value))
 
 
-def _count_per_module(recorder: Recorder, root: nn.Module, found: Record) -> list[Any]:
-    recorder.stack.append([root, 0])
+@contextlib.contextmanager
+def _counted_per_module(counter: OperatorCounter, root: nn.Module, found: Record) -> Iterator[None]:
+    """Note how many operators and child calls each module runs itself in the block, by global hooks of modules."""
+    counter.stack.append([root, 0])
     thread = threading.get_ident()
     known = frozenset(map(id, members.modules(root)))
 
@@ -389,16 +398,23 @@ def _count_per_module(recorder: Recorder, root: nn.Module, found: Record) -> lis
         # One that forward makes itself belongs to the module that calls it.
         if threading.get_ident() != thread or id(module) not in known:
             return
-        recorder.stack[-1][1] += 1
-        recorder.stack.append([module, 0])
+        counter.stack[-1][1] += 1
+        counter.stack.append([module, 0])
 
     def leave(module: nn.Module, args: Any, out: Any) -> None:
         if threading.get_ident() != thread or id(module) not in known:
             return
-        while recorder.stack[-1][0] is not module and len(recorder.stack) > 1:
-            recorder.stack.pop()
-        _, count = recorder.stack.pop()
+        while counter.stack[-1][0] is not module and len(counter.stack) > 1:
+            counter.stack.pop()
+        _, count = counter.stack.pop()
         found.own[module] = max(found.own.get(module, 0), count)
 
     hooks = nn.modules.module
-    return [hooks.register_module_forward_pre_hook(enter), hooks.register_module_forward_hook(leave)]
+    handles = [hooks.register_module_forward_pre_hook(enter), hooks.register_module_forward_hook(leave)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        if counter.stack:
+            found.own[root] = max(found.own.get(root, 0), counter.stack[0][1])

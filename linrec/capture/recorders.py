@@ -71,14 +71,30 @@ def place(tensor: Tensor) -> Hashable:
     return (start, tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.is_conj())
 
 
-class Recorder(TorchDispatchMode):
+class OperatorCounter(TorchDispatchMode):
+    """Counts the operators of each module.
+
+    Attributes:
+        stack: the modules that are running, each with the number of operators and child calls that it ran itself.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.stack: list[list[Any]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if self.stack:
+            self.stack[-1][1] += 1
+        return func(*args, **(kwargs or {}))
+
+
+class Recorder(OperatorCounter):
     """Records every operator, and names its tensors by where they come from."""
 
     def __init__(self, record: Record, labels: dict[Hashable, Hashable]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.record, self.labels = record, labels
         self.alive: list[Any] = []
-        self.stack: list[list[Any]] = []
 
     def label(self, tensor: Tensor) -> Hashable:
         """The name of a tensor; of one that comes from nowhere known, its numbers."""

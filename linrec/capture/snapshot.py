@@ -28,6 +28,10 @@ PLAIN = (int, float, complex, bool, str, bytes, type(None), torch.dtype, torch.d
 _TABLES = ("_parameters", "_buffers", "_modules")
 _KINDS: tuple[Any, ...] = (list, collections.OrderedDict, dict, set, collections.deque)
 _FIXED: tuple[Any, ...] = (tuple, frozenset)
+_FREQUENT = frozenset((*_KINDS, *_FIXED))
+_NUMBERS = frozenset(PLAIN)
+_ENDS = frozenset((Tensor, nn.Parameter, type, types.FunctionType, types.ModuleType))
+"""What leads to nothing."""
 _MOST = 20_000
 """Objects that are looked at."""
 
@@ -82,7 +86,8 @@ def reachable(module: nn.Module) -> Iterator[tuple[str, Any]]:
 
 def _kind(container: Any) -> Any:
     """Which of Python's own containers it is: their methods do nothing else."""
-    return next(k for k in (*_KINDS, *_FIXED) if isinstance(container, k))
+    kind = type(container)
+    return kind if kind in _FREQUENT else next(k for k in (*_KINDS, *_FIXED) if isinstance(container, k))
 
 
 def _copied(container: Any) -> Any:
@@ -110,16 +115,24 @@ def _visited(value: Any, seen: dict[int, Any]) -> Iterator[Any]:
     pending, most = [value], len(seen) + _MOST
     while pending and len(seen) < most:
         value = pending.pop()
-        if type(value) in PLAIN or id(value) in seen:
+        kind = type(value)
+        if kind in _NUMBERS or id(value) in seen:
             continue
         seen[id(value)] = value  # which keeps it, so that no other one gets its id
+        if kind in _ENDS:
+            yield value
+            continue
         if isinstance(value, _FIXED):
             most += 1
         else:
             yield value
+        if kind in _FREQUENT:
+            if value:
+                pending += _inside(value)
+            continue
         if isinstance(value, (*_KINDS, *_FIXED)):
             pending += _inside(value)
-        if isinstance(value, nn.Module) or (type(value) not in _KINDS and is_object(value)):
+        if isinstance(value, nn.Module) or is_object(value):
             pending += [*slots(value).values(), getattr(value, "__dict__", None)]
         elif isinstance(value, weakref.ref):
             pending.append(value())

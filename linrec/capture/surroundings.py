@@ -229,13 +229,19 @@ Ran = dict[types.CodeType, tuple[dict[str, Any], set[type]]]
 def code_that_runs() -> Iterator[Ran | None]:
     """Note the code of the user's that runs in the block; None where other tools watch this thread already."""
     found: Ran = {}
+    foreign: set[tuple[types.CodeType, int]] = set()
     callbacks = {getattr(f, "__code__", None) for f in gc.callbacks}  # which run whenever it is time
 
     def note(frame: types.FrameType, event: str, arg: Any) -> None:
         if event == "call":
             code = frame.f_code
             if code not in found:
-                if is_foreign(str(frame.f_globals.get("__name__", ""))) or _comes_of(frame, callbacks):
+                if (code, id(frame.f_globals)) in foreign:
+                    return
+                if is_foreign(str(frame.f_globals.get("__name__", ""))):
+                    foreign.add((code, id(frame.f_globals)))
+                    return
+                if _comes_of(frame, callbacks):
                     return
                 found[code] = (frame.f_globals, set())
             if code.co_argcount:

@@ -18,7 +18,7 @@ from linrec.capture.generalize import generalize
 from linrec.capture.normalize import normalize
 from linrec.capture.numbers import Numbers, StepNumbers, differ, expose
 from linrec.capture.probe import resize
-from linrec.capture.questions import questions
+from linrec.capture.questions import Questions, questions
 from linrec.capture.reroll import reroll
 from linrec.capture.scalars import numbers_as_tensors
 from linrec.capture.snapshot import Memos
@@ -99,14 +99,15 @@ class Options:
         validate: compare every plan with the original, and check it at every new greatest length.
         observe: called with the name of each pass and the graph after it.
         lowering: the algorithm to use wherever it applies, "loop" for none; "" for the cheapest.
-        shared: plans of this model by fingerprint, so that identical layers share one.
+        shared: plans of this model by fingerprint, so that identical layers share one, with the names of the attributes
+            that forward reads and what these have.
         refused: why there is none, by fingerprint.
     """
 
     validate: bool = True
     observe: Observer | None = None
     lowering: str = ""
-    shared: dict[Hashable, tuple[Plan, Hashable]] = field(default_factory=dict)
+    shared: dict[Hashable, tuple[Plan, set[str], Hashable]] = field(default_factory=dict)
     refused: dict[Hashable, Obstruction] = field(default_factory=dict)
 
 
@@ -167,13 +168,18 @@ def _compile(
     tensors = [x for x in leaves if isinstance(x, Tensor)]
     asks_gradient, contiguous = asks_tensors(module, forward, spec, leaves, axis)
     flags = gradient_flags(module, tensors) if asks_gradient else None
-    asked = questions(module, forward, spec, leaves, axis.dims)
     key = fingerprint(module, forward, spec, leaves, axis, varied)
     shared = options.shared.get(key) if key is not None else None
-    if shared is not None and shared[0].fits(tensors) and not asked.value and axis.forward is None:
-        plan, state = shared
-        same_state = state == frozen_state(module, read_by(module, forward, spec, leaves, axis))
-        return replace(_adopt(plan, axis, name, same_state), flags=flags, contiguous=contiguous)
+    asked: Questions | None = None
+    if shared is not None and shared[0].fits(tensors) and axis.forward is None:
+        # What is read first is the same in both; were more read here, something that both read would differ.
+        plan, names, state = shared
+        same_state = state == frozen_state(module, names)
+        asked = None if same_state else questions(module, forward, spec, leaves, axis.dims)
+        if asked is None or not asked.value:
+            plan = replace(_adopt(plan, axis, name, same_state), flags=flags, contiguous=contiguous)
+            return plan if asked is None else replace(plan, asks_length=asked.length)
+    asked = asked or questions(module, forward, spec, leaves, axis.dims)
     if key is not None and key in options.refused:
         raise Refused(options.refused[key])
     refusal: Refused | None = None
@@ -203,7 +209,8 @@ def _compile(
         plan.flags, plan.contiguous, plan.asks_length = flags, contiguous, asked.length
         plan.only_length = plan.length(tensors) if axis.forward is not None else None
         if key is not None and axis.forward is None and not plan.backward:  # of which the operators do not tell
-            options.shared[key] = (plan, frozen_state(module, read_by(module, forward, spec, leaves, axis)))
+            names = read_by(module, forward, spec, leaves, axis)
+            options.shared[key] = (plan, names, frozen_state(module, names))
         return plan
     assert refusal is not None
     if key is not None and refusal.obstruction.id in _STRUCTURAL and known == Memos():

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
-from benchmarks import grid, measure, show
+from benchmarks import calls, grid, measure, show
 from benchmarks.__main__ import app
 from benchmarks.cases import CASES
 from benchmarks.measure import Disagreement, Row, check, difference, peak, run, shortened
@@ -136,3 +136,16 @@ def test_grid(tmp_path: Path) -> None:
     assert [c["length"] for c in cells] == [4, 12]
     assert {"as written", "chosen", "loop"} <= cells[0]["seconds"].keys()
     assert cells[0]["ratio"] >= 1
+
+
+def test_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, threads = tmp_path / "calls.json", torch.get_num_threads()
+    monkeypatch.setattr(calls, "_in_a_process", lambda name, threads, cache: calls.first_calls(name, threads))
+    done = CliRunner().invoke(calls.app, ["mingru", "--rounds", "1", "--repeats", "1", "--json", str(out)])
+    torch.set_num_threads(threads)
+    assert done.exit_code == 0, done.output
+    found = json.loads(out.read_text())
+    filled = found["first calls"]["mingru"]["filled"][0]
+    assert filled["parallel"] and filled["first"] > filled["later"] > 0
+    assert all(whole > 0 and graph > 0 for whole, graph in found["later calls"].values())
+    assert CliRunner().invoke(calls.app, ["nobody"]).exit_code == 2

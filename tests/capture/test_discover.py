@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
@@ -197,3 +199,59 @@ def test_a_loop_that_needs_longer_inputs() -> None:
 
     axis = found(Late(), torch.randn(2, 30, 3))[0]
     assert axis.dim == 1
+
+
+class Deep(nn.Module):
+    """Many modules; where they loop, and where this one does, is for the test to say."""
+
+    def __init__(self, loops: bool, inner: bool = True) -> None:
+        super().__init__()
+        self.loops = loops
+        self.layers = nn.Sequential(*[nn.Linear(3, 3) for _ in range(20)], Ema() if inner else nn.Identity())
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        out = self.layers(x) + self.layers(y)[:, -1:]
+        h = torch.zeros_like(x[:, 0])
+        for t in range(x.shape[1] if self.loops else 0):
+            h = 0.9 * h + x[:, t]
+        return out + h[:, None]
+
+
+def test_of_a_large_model_operators_are_counted_first() -> None:
+    x, y = torch.randn(2, 20, 3), torch.randn(2, 20, 3)
+    module = Deep(loops=False)
+    (axis,) = found(module, x, y)
+    assert owners(axis, module) == ["layers.20"] and axis.runs is None and axis.dims == {0: {1: 0}, 1: {1: 0}}
+    both = Deep(loops=True)
+    first, *rest = found(both, x, y)
+    assert set(owners(first, both)) == {"", "layers.20"} and rest
+    assert first.runs is not None and first.runs.shorter.calls and first.ran
+    alone = Deep(loops=True, inner=False)
+    assert owners(found(alone, x, y)[0], alone) == [""]
+
+
+def test_parts_of_what_was_found_are_not_tried_for_the_loops_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, lengths = Deep(loops=False), set()
+    original = Deep.forward
+
+    def noted(self: Deep, x: Tensor, y: Tensor) -> Tensor:
+        lengths.add((x.shape[1], y.shape[1]))
+        return original(self, x, y)
+
+    monkeypatch.setattr(Deep, "forward", noted)
+    found(module, torch.randn(2, 20, 3), torch.randn(2, 20, 3))
+    assert lengths == {(4, 4), (6, 6)}
+    module.loops = True
+    found(module, torch.randn(2, 20, 3), torch.randn(2, 20, 3))
+    assert len(lengths) > 2
+
+
+def test_a_large_model_that_takes_no_arguments_with_gradient() -> None:
+    class Copying(Deep):
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            return super().forward(copy.deepcopy(x), y)
+
+    module = Copying(loops=True)
+    x = torch.randn(2, 20, 3, requires_grad=True)
+    axis = found(module, x, torch.randn(2, 20, 3))[0]
+    assert "" in owners(axis, module) and axis.runs is None

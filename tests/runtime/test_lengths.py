@@ -265,6 +265,60 @@ def test_layers_of_two_widths() -> None:
     assert_parallel(model)
 
 
+class Thresholds(nn.Module):
+    """Does otherwise from a step on that short runs do not reach; where it is read depends on an attribute."""
+
+    def __init__(self, which: str) -> None:
+        super().__init__()
+        self.which, self.here, self.there = which, 60, 16
+        self.decay = nn.Parameter(torch.tensor(0.7, dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        late = self.here if self.which == "here" else self.there
+        h, out = x[:, 0] * 0, []
+        for t in range(x.shape[1]):
+            h = self.decay * h + x[:, t]
+            if t >= late:
+                h = h * 0.5
+            out.append(h)
+        return torch.stack(out, 1)
+
+
+def test_layers_that_read_other_attributes() -> None:
+    def stack() -> nn.Module:
+        return nn.Sequential(Thresholds("here"), Thresholds("there"), Thresholds("here"))
+
+    model, oracle = linrec.parallelize(stack()), stack()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for length in (30, 12, 70):
+            same(model, oracle, series(2, length))
+
+
+class Weekly(Thresholds):
+    """Where its attribute says so, asks for the length."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        length = x.shape[1]
+        h, out = x[:, 0] * 0, []
+        for t in range(length):
+            h = self.decay * h + x[:, t]
+            out.append(h)
+        found = torch.stack(out, 1)
+        return found * 2 if self.which == "there" and length % 7 == 0 else found
+
+
+def test_of_layers_with_one_plan_one_asks_for_the_length() -> None:
+    def stack() -> nn.Module:
+        return nn.Sequential(Weekly("here"), Weekly("there"))
+
+    model, oracle = linrec.parallelize(stack()), stack()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for length in (30, 71, 70, 72, 35):
+            same(model, oracle, series(2, length))
+
+
 class Advantages(nn.Module):
     """Generalised advantages, backwards in time: rewards (T, B), values (T + 1, B)."""
 
