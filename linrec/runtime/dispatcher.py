@@ -289,15 +289,13 @@ class Dispatcher(members.InFront):
         if plan is None:
             return self.original(*args, **kwargs)
         self.last_plan = plan
-        self.shortcut = None
-        if values is not None and not self.settings.strict:
-            self.shortcut = self._as_shortcut(key, spec, leaves, plan, length)
+        self.shortcut = None if self.settings.strict else self._as_shortcut(key, spec, leaves, plan, length)
         return self._run(plan, length, tensors, values, args, kwargs)
 
     def _as_shortcut(self, key: Hashable, spec: Any, leaves: list[Any], plan: Plan, length: int) -> Shortcut | None:
-        """What to remember of a call, where the same plan would be found first for the same."""
-        found = self.compiled.get((key, 0))
-        if found is None or not found.plans or found.plans[0] is not plan or not is_positional(spec):
+        """What to remember of a call that a plan serves, where its arguments are told by their positions."""
+        found = self._found(key)[1]
+        if found is None or not is_positional(spec):
             return None
         known = self.seen.fixed(frozen_of(key))
         return None if known is None else Shortcut.of(self.module, leaves, known, plan, found.watch, length)

@@ -16,6 +16,7 @@ EQUIVALENT: dict[str, str] = {
     "booleans._is_flag: condition dropped: _is_pointwise(n) and": "element by element nothing becomes smaller, and the "
     "update has the flag's size",
     "Shortcut.serves: guard dropped: if self._takes_all": "then `given` finds the same, and takes longer",
+    "shortcut._modes: results swapped": "they are compared with themselves only",
     "RULES[aten.where.Scalar]": "of two numbers, it reads no state; state-free it is an atom without a rule as well",
     "Algebra.is_free: condition dropped: not isinstance(node, fx.Node)": "what is no node is in neither set",
     "Algebra.of: condition dropped: not isinstance(node, fx.Node)": "the value of what is no node is itself, no tensor",
@@ -102,6 +103,9 @@ EQUIVALENT: dict[str, str] = {
     "Dispatcher._otherwise: off by one: 5  ->  6": "a warning names a line of linrec's or torch's",
     "Dispatcher._broken: off by one: 5  ->  6": "a warning names a line of linrec's or torch's",
     "trials.clipped: arguments swapped: min(": "in either order",
+    "_as_shortcut: condition dropped: found is None or not is_positional(spec)  ->  not is_positional": "a plan was found",
+    "find_memos: arguments swapped: in_both(": "what is in both, in either order",
+    "Seen.fixed: condition dropped: len(entries) == len(self._known) and frozen": "what was frozen has a place for each",
     "signature.signature: comparison: s == 1  ->  s != 1": "the same is told, the other way round",
     "signature._held: condition dropped: type(value) in _NO_TENSORS": "what is surely no tensor is looked into, for longer",
     "signature._held: off by one: 1  ->  2": "any number below zero is no position",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
+import threading
 import types
 import warnings
 from typing import Any
@@ -324,3 +326,28 @@ def test_what_was_compiled_holds_while_what_is_read_does(made: Made) -> None:
     assert dispatcher._found("key") == (("key", MAX_SIGNATURES), None)
     dispatcher.compiled["key", MAX_SIGNATURES] = two
     assert dispatcher._found("key")[1] is two
+
+
+def test_warnings_name_the_line_of_the_user() -> None:
+    space: dict[str, Any] = {}
+    exec(compile("def inner(f): f('text')\ndef via(f): inner(f)", "<library>", "exec"), space)
+    line = sys._getframe().f_lineno
+    with pytest.warns(UserWarning, match="text") as direct:
+        trials.warn("text")
+    with pytest.warns(UserWarning, match="text") as indirect:
+        space["via"](trials.warn)
+    assert (direct[0].filename, direct[0].lineno) == (__file__, line + 2)
+    assert (indirect[0].filename, indirect[0].lineno) == (__file__, line + 4)
+
+
+def test_warnings_where_no_line_is_the_users() -> None:
+    failures: list[Any] = []
+    thread = threading.Thread(target=trials.warn, args=("text",))
+    before, threading.excepthook = threading.excepthook, failures.append
+    try:
+        with pytest.warns(UserWarning, match="text"):
+            thread.start()
+            thread.join()
+    finally:
+        threading.excepthook = before
+    assert failures == []

@@ -9,11 +9,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.overrides import BaseTorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import linrec
 from linrec.capture.numbers import StepNumbers
+from linrec.runtime import dispatcher as dispatchers
 from linrec.runtime.dispatcher import Dispatcher
+from linrec.runtime.placement import default_device, without_default_device
 from linrec.runtime.shortcut import Shortcut
 from linrec.runtime.state import Seen, submodules
 from linrec.runtime.turns import Turns
@@ -262,6 +265,65 @@ def test_of_which_calls_nothing_is_remembered() -> None:
         assert shortcut([x]) is None
     with torch.autocast("cpu", torch.bfloat16):
         assert shortcut([x]) is None
+    with BaseTorchFunctionMode():
+        assert shortcut([x]) is None
+    with torch.device("cpu"), without_default_device():
+        assert default_device() is None and shortcut([x]) is None
+
+
+class Decay(nn.Module):
+    """Has nothing of its own, so that all that a plan takes is what a call gives, and numbers."""
+
+    def forward(self, a: Tensor, x: Tensor) -> Tensor:
+        h, out = x[:, 0] * 0, []
+        for t in range(x.shape[1]):
+            h = a[:, t] * h + x[:, t]
+            out.append(h)
+        return torch.stack(out, 1) * torch.tensor(0.5)
+
+
+def test_arguments_stay_in_order() -> None:
+    model = linrec.parallelize(Decay())
+    for scale in (0.1, 0.2, 0.3, 0.4):
+        a, x = of(2, 20, 3) * scale, of(2, 20, 3)
+        torch.testing.assert_close(model(a, x), Decay()(a, x))
+    dispatcher = model.__dict__["forward"]
+    assert dispatcher.shortcut.serves((a, x)) is not None and dispatcher.last_plan.takes_all()
+    assert dispatcher.last_plan.broken_from is None
+
+
+def test_arguments_by_name_come_in_any_order() -> None:
+    model = linrec.parallelize(Decay())
+    a, x = of(2, 20, 3) * 0.1, of(2, 20, 3)
+    for _ in range(3):
+        torch.testing.assert_close(model(x=x, a=a), Decay()(a, x))
+    assert model.__dict__["forward"].shortcut is None
+    torch.testing.assert_close(model(x, a), Decay()(x, a))
+
+
+def test_calls_that_are_served_are_not_looked_at(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    def looked(*args: Any) -> Any:
+        raise AssertionError("looked at")
+
+    monkeypatch.setattr(dispatchers, "flattened", looked)
+    assert pair.same(of(2, 20, 3))
+
+
+def test_after_a_check() -> None:
+    model = linrec.parallelize(Decay())
+    a, x = of(2, 20, 3) * 0.1, of(2, 20, 3)
+    model(a, x)
+    assert model.__dict__["forward"].shortcut.serves((a, x)) is not None
+
+
+def test_what_other_calls_have_changed_meanwhile() -> None:
+    first, second, seen = Inner(0.5), nn.Dropout(0.1), Seen()
+    frozen = seen.frozen([first])[0]
+    assert seen.fixed(frozen) is not None
+    seen.frozen([second])
+    assert seen.fixed(frozen) is None
+    seen.frozen([first, second])
+    assert seen.fixed(frozen) is None and seen.fixed(seen.frozen([first, second])[0]) is not None
 
 
 def test_tensors_that_are_elsewhere_or_otherwise() -> None:
