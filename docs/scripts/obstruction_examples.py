@@ -118,10 +118,11 @@ report = linrec.explain(paths, torch.randint(0, 2, (2, 30, 3)))
         advice="See [Extending](extending.md) for how an algorithm is registered.",
     ),
     "LR007": Example(
-        LEAKY.format(update="0.9 * h.detach() + x[:, t]"),
+        LEAKY.format(update="0.5 * h + 0.4 * h.detach() + x[:, t]"),
         LEAKY.format(update="0.9 * h + x[:, t]"),
-        "With the detach, the gradient stops at every step: that is what truncated backpropagation means, and a "
-        "parallel form with the full gradient would be another model.",
+        "With the detach, the state has one coefficient and its gradient another: a parallel form with the full "
+        "gradient would be another model. Where the whole state is detached, as in truncated backpropagation, it is "
+        "rewritten.",
     ),
     "LR008": Example(
         """

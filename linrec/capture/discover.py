@@ -169,6 +169,8 @@ def find_time(
             elif part is not leaves or apart:
                 axis = replace(axis, runs=None)
             yield axis
+    if found is None and not shorter:
+        yield from _by_chunks(module, forward, spec, leaves)
     if found is not None or not shorter:
         return
     integers = [
@@ -184,6 +186,27 @@ def find_time(
         if numbers or attributes:
             follows = Following(forward, spec, leaf, dim, dims[leaf][dim], numbers, attributes)
             yield from _axis(module, follows, spec, leaves, leaf, dim, dims, failures, shorter)
+
+
+_CHUNKS = 128
+"""The most steps that a loop may take at once to be seen as one."""
+
+
+def _by_chunks(module: nn.Module, forward: Any, spec: Any, leaves: Sequence[Any]) -> Iterator[TimeAxis]:
+    """Loops that take many steps at once, so that two more change nothing: their operators become more and more."""
+    for leaf, dim, dims in candidates(leaves):
+        part = min(_CHUNKS, (leaves[leaf].shape[dim] - dims[leaf][dim]) // 3)
+        if part <= SHORT + 2:
+            continue
+        try:
+            few, more, most = (
+                count_operators(module, forward, spec, resize(leaves, dims, n)).own for n in (part, 2 * part, 3 * part)
+            )
+        except Exception:  # as in _axis
+            continue
+        grown = tuple(m for m, n in most.items() if few.get(m, n) < more.get(m, n) < n)
+        if grown:
+            yield TimeAxis(leaf, dim, dims, grown, tuple(i for i, x in enumerate(leaves) if isinstance(x, Tensor)))
 
 
 def _is_part(dims: Dims, whole: Dims) -> bool:

@@ -23,7 +23,7 @@ aten = torch.ops.aten
 
 
 def generalize(
-    shorter: Trace, longer: Trace, length_node: fx.Node | None, numbers: Numbers | None = None
+    shorter: Trace, longer: Trace, length_node: fx.Node | None, numbers: Numbers | None = None, period: int = 1
 ) -> fx.GraphModule:
     """Make the longer trace's graph valid for every length, given the same code traced at a shorter one.
 
@@ -31,6 +31,7 @@ def generalize(
         shorter, longer: re-rolled traces, of different length.
         length_node: a node of the longer graph that computes the length at run time.
         numbers: finds other numbers in which the graphs differ in runs of the original.
+        period: the graph is to be valid at every length that is some periods more or less.
 
     Returns:
         The longer trace's graph module, with every integer that differs replaced by `affine` of the length.
@@ -51,7 +52,7 @@ def generalize(
         _same_leaves(a.leaves, b.leaves, f"the attribute {a.name!r}")
     lengths = (shorter.length, longer.length)
     graph_module = longer.graph_module
-    _match(shorter.graph_module, graph_module, lengths, length_node, numbers)
+    _match(shorter.graph_module, graph_module, lengths, length_node, numbers, period)
     graph_module.graph.lint()
     graph_module.recompile()
     return graph_module
@@ -74,6 +75,7 @@ def _match(
     lengths: tuple[int, int],
     length_node: fx.Node | None,
     numbers: Numbers | None,
+    period: int,
 ) -> None:
     nodes = list(shorter.graph.nodes)
     others = list(longer.graph.nodes)
@@ -99,13 +101,14 @@ def _match(
                 leaves.append(tensors[index])
                 changed = True
             elif type(x) is int and type(y) is int and x != y:
-                function = affine_through(x, y, *lengths)
+                function = affine_through(x, y, *lengths, period)
                 if function is None:
                     raise refuse("LR005", _unlike(b, x, y, lengths), location(b))
                 if length_node is None:
                     raise refuse("LR004", "The number of operators inside a step depends on the length.", location(b))
                 with longer.graph.inserting_before(b):
-                    new = longer.graph.call_function(affine, (length_node, function.slope, function.offset))
+                    through = (function.slope, function.offset, *([function.period] if function.period > 1 else []))
+                    new = longer.graph.call_function(affine, (length_node, *through))
                 new.meta["val"] = y
                 leaves.append(new)
                 changed = True
@@ -121,7 +124,7 @@ def _match(
             one, two = scan_of(shorter, a), scan_of(longer, b)
             if (one.carries, one.xs) != (two.carries, two.xs):
                 raise _differs(a, b)
-            _match(one.step, two.step, lengths, None, None)
+            _match(one.step, two.step, lengths, None, None, period)
         elif a.op == "get_attr":
             x, y = getattr(shorter, str(a.target), None), getattr(longer, str(b.target), None)
             if not (isinstance(x, Tensor) and isinstance(y, Tensor) and x.shape == y.shape and torch.equal(x, y)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import operator
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -22,18 +23,20 @@ from linrec.capture.loops import (
     tree_map_leaves,
 )
 from linrec.capture.numbers import NUMBERS, Numbers, as_number, computed_in, takes_tensor, with_tensors
+from linrec.capture.reads import merge_reads, split_reads
 from linrec.ir.location import locate_like
 from linrec.ir.nodes import emit, shape_of, size_expr, value
 from linrec.ir.scan import Scan, is_random
-from linrec.ir.timeaxis import counter, numbers, steps, unsteps
+from linrec.ir.timeaxis import counter, numbers, steps
 
 aten = torch.ops.aten
 
 
-def reroll(shorter: fx.GraphModule, longer: fx.GraphModule, growth: int, found: Numbers | None = None) -> int:
-    """Roll every loop that has `growth` more steps in `longer` than in `shorter`, in both graphs; return how many.
+def reroll(shorter: fx.GraphModule, longer: fx.GraphModule, growth: Sequence[int], found: Numbers | None = None) -> int:
+    """Roll every loop that has more steps in `longer` than in `shorter`, in both graphs; return how many.
 
     Args:
+        growth: how many more steps a loop may have.
         found: finds the numbers in which the steps differ in runs of the original; without it they may not differ.
     """
     rejected: set[tuple[Any, ...]] = set()
@@ -116,7 +119,7 @@ def _identity(loop: Loop) -> tuple[Any, ...]:
 
 
 def _best_pair(
-    shorter: LoopFinder, longer: LoopFinder, growth: int, rejected: set[tuple[Any, ...]]
+    shorter: LoopFinder, longer: LoopFinder, growth: Sequence[int], rejected: set[tuple[Any, ...]]
 ) -> tuple[Loop, Loop] | None:
     best: tuple[Loop, Loop] | None = None
     score: tuple[int, ...] = ()
@@ -128,7 +131,7 @@ def _best_pair(
             continue
         for run, other in zip(runs, others, strict=True):
             grown = (other[1] - other[0]) - (run[1] - run[0])
-            if grown < growth * period or grown % (growth * period):
+            if not any(grown >= n * period and grown % (n * period) == 0 for n in growth):
                 continue
             if score and (run[1] - run[0]) < score[0]:
                 continue
@@ -137,7 +140,7 @@ def _best_pair(
                 continue
             for a, b in zip(loops, more, strict=True):
                 if (
-                    b.length - a.length != growth
+                    b.length - a.length not in growth
                     or a.tokens(shorter.numbers) != b.tokens(longer.numbers)
                     or _identity(a) in rejected
                 ):
@@ -423,75 +426,3 @@ def _sizes(graph: fx.Graph, anchor: fx.Node, like: fx.Node) -> list[Any]:
                 if size in wanted and size not in known:
                     known[size] = emit(graph, anchor, aten.sym_size.int, (node, dim), node)
     return [s if isinstance(s, int) else known[s] for s in shape_of(like)]
-
-
-def merge_reads(graph: fx.Graph) -> None:
-    """A `stack` or `cat` of consecutive reads of one tensor becomes a single `unsteps` of it."""
-    for node in list(graph.nodes):
-        if node.op != "call_function" or node.target not in (aten.stack.default, aten.cat.default):
-            continue
-        stacked = node.target is aten.stack.default
-        rank = value(node).dim()
-        dim = (node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)) % rank
-        pieces: list[Any] = []
-        items = list(node.args[0])
-        while items:
-            run = _run_of_reads(items, stacked, dim)
-            if run is None:
-                head = items.pop(0)
-                pieces.append(emit(graph, node, aten.unsqueeze.default, (head, dim), node) if stacked else head)
-                continue
-            args, joined, count = run
-            items = items[count:]
-            pieces.append(emit(graph, node, unsteps, (*args, dim, joined), node))
-        merged = [p for p in pieces if p.target is unsteps]
-        if not merged:
-            for piece in pieces:
-                if not piece.users and stacked:
-                    graph.erase_node(piece)
-            continue
-        new = pieces[0] if len(pieces) == 1 else emit(graph, node, aten.cat.default, (pieces, dim), node)
-        node.replace_all_uses_with(new)
-        graph.erase_node(node)
-    graph.eliminate_dead_code()
-
-
-def split_reads(graph: fx.Graph) -> None:
-    """Undo `merge_reads` in a step: what is read there is no time axis, and later stages know `stack` and `select`."""
-    for node in list(graph.nodes):
-        if node.target is not unsteps:
-            continue
-        base, dim, start, step, length, into, joined = node.args
-        reads = [emit(graph, node, aten.select.int, (base, dim, start + step * k), node) for k in range(length)]
-        new = emit(graph, node, aten.cat.default if joined else aten.stack.default, (reads, into), node)
-        node.replace_all_uses_with(new)
-        graph.erase_node(node)
-
-
-def _run_of_reads(items: list[Any], stacked: bool, dim: int) -> tuple[tuple[Any, ...], bool, int] | None:
-    """The longest arithmetic run of reads at the head of a list: (arguments of `unsteps`, joined, how many items)."""
-
-    def parse(item: fx.Node) -> tuple[Any, ...] | None:
-        joined = False
-        if not stacked:
-            joined = True
-            if item.target is aten.unsqueeze.default and item.args[1] % value(item).dim() == dim:
-                item, joined = item.args[0], False
-        if item.target is aten.select.int and isinstance(item.args[2], int):
-            return (item.args[0], item.args[1], item.args[2], joined)
-        return None
-
-    reads: list[tuple[Any, ...]] = []
-    for item in items:
-        read = parse(item)
-        if read is None or (reads and (read[:2] != reads[0][:2] or read[3] != reads[0][3])):
-            break
-        if reads and (read[2] < 0) != (reads[0][2] < 0):  # from the end and from the start: no one stride
-            break
-        if len(reads) >= 2 and read[2] - reads[-1][2] != reads[1][2] - reads[0][2]:
-            break
-        reads.append(read)
-    if len(reads) < 2 or reads[0][2] == reads[1][2]:
-        return None
-    base, at, start, joined = reads[0]
-    return (base, at, start, reads[1][2] - start, len(reads)), joined, len(reads)

@@ -45,7 +45,7 @@ CATALOGUE: dict[str, tuple[str, str, str]] = {
     "LR007": (
         "gradient-blocked",
         "The state passes through detach (or a no_grad block): affine in value, but not for gradients.",
-        "Remove the detach for exact gradients through time, or keep truncated backpropagation sequential.",
+        "Remove the detach for exact gradients through time, or detach the whole state.",
     ),
     "LR008": (
         "hook-inside-loop",

@@ -72,9 +72,11 @@ class _Text:
                 if self.numbers[node] == "T":
                     self.lengths[node.meta.get("val")] = "T"
             elif node.target is affine:
-                _, slope, offset = node.args
+                _, slope, offset, *period = node.args
                 scaled = "T" if slope == 1 else f"{slope} * T"
                 text = scaled if not offset else f"{scaled} {'+' if offset > 0 else '-'} {abs(offset)}"
+                if period:
+                    text = f"({text}) // {period[0]}" if offset else f"{text} // {period[0]}"
                 self.numbers[node] = text
                 self.lengths.setdefault(node.meta.get("val"), text)
             elif node.op == "call_module":

@@ -90,6 +90,6 @@ def numbers(x: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
     return x.to(device=device, dtype=dtype)
 
 
-def affine(length: int, slope: int, offset: int) -> int:
-    """``slope * length + offset``: an integer of the graph that depends on the length of the input."""
-    return slope * length + offset
+def affine(length: int, slope: int, offset: int, period: int = 1) -> int:
+    """``(slope * length + offset) / period``: an integer of the graph that depends on the length of the input."""
+    return (slope * length + offset) // period

@@ -1,14 +1,18 @@
-"""States that carry no gradient: running statistics whose update is a whole under `no_grad`, or ends in `detach`. They
-are those of inputs without gradient, and the recurrence itself then has no `detach` in it."""
+"""States that carry no gradient: running statistics whose update is a whole under `no_grad`, or ends in `detach`, and
+states that every step detaches before it reads them, as in truncated backpropagation. They are those of inputs without
+gradient, and the recurrence itself then has no `detach` in it."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+import networkx as nx
 import torch
 from torch import Tensor, fx
 
 from linrec.ir.nodes import emit, value
 from linrec.ir.scan import is_random
-from linrec.passes.rewrite import ScanView
+from linrec.passes.rewrite import ScanView, erase_scan, insert_scan, step_graph
 
 aten = torch.ops.aten
 
@@ -29,6 +33,108 @@ def detach_inputs(graph_module: fx.GraphModule, node: fx.Node) -> None:
         update.replace_all_uses_with(_copied(view, update, carry, inner))
     node.args = (view.length, tuple(initial), *node.args[2:])
     view.step.eliminate_dead_code()
+
+
+def detach_states(graph_module: fx.GraphModule, node: fx.Node) -> fx.Node:
+    """Compute what a step detaches of its states apart, by states of their own and from inputs without gradient, where
+    no gradient passes from one step to the next: a state is then a value of the step before, and no recurrence.
+
+    Returns:
+        The loop; another node where it is another one.
+    """
+    view = ScanView.of(graph_module, node)
+    free = _cut_off(view)
+    if not free:
+        return node
+    taken, count, step = view.taken(), view.scan.carries, view.step
+    carries, xs, consts, updates = view.carries, view.xs, view.consts, view.updates
+    apart: dict[int, fx.Node] = {}
+    for i, carry in free.items():
+        with step.inserting_after(carries[-1]):
+            apart[i] = step.placeholder(f"{carry.name}_apart")
+            apart[i].meta = dict(carry.meta)
+    copies = {carry: apart[i] for i, carry in free.items()}
+    depending = _depending(free.values())
+    ends = [n for n in step.nodes if n.target is aten.detach.default and n in depending]
+    wanted = set[fx.Node]().union(*(_needed(n) for n in [*ends, *(updates[i] for i in free)]))
+    first = next(n for n in step.nodes if n.op not in ("placeholder",))
+    for each in [n for n in step.nodes if n in wanted and n not in copies]:
+        if each.op == "placeholder":
+            copies[each] = emit(step, first, aten.detach.default, (each,), each) if _has_gradient(each) else each
+        elif each.target is aten.detach.default:
+            copies[each] = copies[each.args[0]]
+        else:
+            with step.inserting_after(each):
+                copies[each] = step.node_copy(each, copies.__getitem__)
+    found = [copies[updates[i]] for i in free]
+    for end in ends:
+        end.replace_all_uses_with(copies[end])
+        step.erase_node(end)
+    body = [n for n in step.nodes if n.op not in ("placeholder", "output")]
+    results = [*view.results[:count], *found, *view.results[count:]]
+    initial = [emit(graph_module.graph, node, aten.detach.default, (view.initial[i],), view.initial[i]) for i in free]
+    made = insert_scan(
+        graph_module,
+        node,
+        str(node.target),
+        view.length,
+        step_graph(body, [*carries, *apart.values()], xs, consts, results),
+        [*view.initial, *initial],
+        view.series,
+        view.constants,
+    )
+    for k, reads in taken.items():
+        for read in reads:
+            read.replace_all_uses_with(made[k if k < count else k + len(free)])
+    erase_scan(graph_module, node)
+    return made[0].all_input_nodes[0]
+
+
+def _cut_off(view: ScanView) -> dict[int, fx.Node]:
+    """The states, by their positions, that come of themselves by `detach` only, as do all those that they come of and
+    that come of them."""
+    carries = [c for c in view.carries if _has_gradient(c)]
+    updates = dict(zip(view.carries, view.updates, strict=True))
+    needed = {c: _needed(updates[c]) for c in carries}
+    values, gradients = nx.DiGraph(), nx.DiGraph()
+    for graph, reads in ((values, needed), (gradients, {c: _reached(updates[c]) for c in carries})):
+        graph.add_nodes_from(carries)
+        graph.add_edges_from((c, other) for c in carries for other in carries if other in reads[c])
+    found: set[fx.Node] = set()
+    for group in nx.strongly_connected_components(values):
+        together = values.subgraph(group)
+        if together.number_of_edges() and nx.is_directed_acyclic_graph(gradients.subgraph(group)):
+            found |= set() if any(is_random(n) for c in group for n in needed[c]) else group
+    return {i: c for i, c in enumerate(view.carries) if c in found}
+
+
+def _reached(update: fx.Node) -> set[fx.Node]:
+    """What a node is computed from with its gradient."""
+    found: set[fx.Node] = set()
+    pending = [update]
+    while pending:
+        node = pending.pop()
+        if node not in found:
+            found.add(node)
+            pending += [] if node.target is aten.detach.default else node.all_input_nodes
+    return found
+
+
+def _depending(nodes: Iterable[fx.Node]) -> set[fx.Node]:
+    """All that is computed from some nodes, themselves included."""
+    found: set[fx.Node] = set()
+    pending = list(nodes)
+    while pending:
+        node = pending.pop()
+        if node not in found:
+            found.add(node)
+            pending += node.users
+    return found
+
+
+def _has_gradient(node: fx.Node) -> bool:
+    val = value(node)
+    return isinstance(val, Tensor) and (val.is_floating_point() or val.is_complex())
 
 
 def _keep_no_others(graph: fx.Graph) -> None:
@@ -73,9 +179,8 @@ def _copied(view: ScanView, update: fx.Node, carry: fx.Node, inner: set[fx.Node]
         if node not in inner or node is carry:
             continue
         if node.op == "placeholder":
-            with_gradient = isinstance(value(node), Tensor) and value(node).dtype.is_floating_point
-            with_gradient |= isinstance(value(node), Tensor) and value(node).dtype.is_complex
-            copies[node] = emit(view.step, update, aten.detach.default, (node,), node) if with_gradient else node
+            detached = _has_gradient(node)
+            copies[node] = emit(view.step, update, aten.detach.default, (node,), node) if detached else node
         elif node.target is aten.detach.default:
             copies[node] = copies[node.args[0]]
         else:

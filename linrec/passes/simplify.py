@@ -12,7 +12,7 @@ from linrec.capture.autocast import is_licence
 from linrec.capture.loops import leaves_of
 from linrec.ir.scan import is_random, scan_nodes
 from linrec.passes.base import Pass, PassResult
-from linrec.passes.detached import detach_inputs
+from linrec.passes.detached import detach_inputs, detach_states
 from linrec.passes.rewrite import ScanView, erase_scan, insert_scan, repeat_steps, step_graph
 
 
@@ -36,7 +36,7 @@ class Simplify(Pass):
         """Simplify every scan of a graph."""
         for node in scan_nodes(graph_module):
             detach_inputs(graph_module, node)
-            _simplify(graph_module, node)
+            _simplify(graph_module, detach_states(graph_module, node))
         graph_module.graph.eliminate_dead_code()
         return PassResult(graph_module, True)
 

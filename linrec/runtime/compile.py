@@ -17,8 +17,10 @@ from linrec.capture.discover import SHORT, TimeAxis, find_time
 from linrec.capture.generalize import generalize
 from linrec.capture.normalize import normalize
 from linrec.capture.numbers import Numbers, StepNumbers, differ, expose
+from linrec.capture.periods import lengths_of, period_of
 from linrec.capture.probe import resize
 from linrec.capture.questions import Questions, questions
+from linrec.capture.recorders import Record
 from linrec.capture.reroll import reroll
 from linrec.capture.scalars import numbers_as_tensors
 from linrec.capture.snapshot import Memos
@@ -102,6 +104,7 @@ class Options:
         shared: plans of this model by fingerprint, so that identical layers share one, with the names of the attributes
             that forward reads and what these have.
         refused: why there is none, by fingerprint.
+        periods: after how many steps the steps repeat, by fingerprint, where that is not after one.
     """
 
     validate: bool = True
@@ -109,6 +112,7 @@ class Options:
     lowering: str = ""
     shared: dict[Hashable, tuple[Plan, set[str], Hashable]] = field(default_factory=dict)
     refused: dict[Hashable, Obstruction] = field(default_factory=dict)
+    periods: dict[Hashable, int] = field(default_factory=dict)
 
 
 def compile_call(
@@ -184,12 +188,15 @@ def _compile(
         raise Refused(options.refused[key])
     refusal: Refused | None = None
     known = Memos()
-    attempts = [*_LENGTHS[axis.shown_at]]
+    length = leaves[axis.leaf].shape[axis.dim] - axis.dims[axis.leaf][axis.dim]
+    attempts = [(pair, 1) for pair in _LENGTHS[axis.shown_at]]
+    if key in options.periods:
+        attempts = [(lengths_of(options.periods[key], length, axis.shown_at), options.periods[key])]
     while attempts:
-        lengths = attempts.pop(0)
+        lengths, period = attempts.pop(0)
         try:
             plan = _at_lengths(
-                module, forward, spec, leaves, axis, lengths, name, options, varied, known, asked.branches
+                module, forward, spec, leaves, axis, lengths, name, options, varied, known, asked.branches, period
             )
             if any(varied) and any(_may_need_sizes(r) for r in plan.recurrences):
                 plan = _with_fixed_sizes(
@@ -199,13 +206,18 @@ def _compile(
             refusal = refusal or refused
             if refused.obstruction.id == "LR013" and known == Memos():
                 known = find_memos(module, forward, spec, leaves, axis)
-                attempts = [lengths] if known != Memos() else []
+                attempts = [(lengths, period)] if known != Memos() else []
             elif refused.obstruction.id not in ("LR004", "LR005", "LR010", "LR011"):
                 break
+            elif not attempts and period == 1 and refusal.obstruction.id != "LR010" and not asked.branches:
+                period = _period(module, forward, spec, leaves, axis, length)
+                attempts = [(lengths_of(period, length, axis.shown_at), period)] if period > 1 else []
             continue
         if asked.value:  # not before: where the numbers come of the input, tracing says more
             text = f"forward reads the numbers of a tensor by '{asked.value}', and they may be others at the next call."
             raise refuse("LR015", text)
+        if key is not None and period > 1:
+            options.periods[key] = period
         plan.flags, plan.contiguous, plan.asks_length = flags, contiguous, asked.length
         plan.only_length = plan.length(tensors) if axis.forward is not None else None
         if key is not None and axis.forward is None and not plan.backward:  # of which the operators do not tell
@@ -216,6 +228,18 @@ def _compile(
     if key is not None and refusal.obstruction.id in _STRUCTURAL and known == Memos():
         options.refused[key] = refusal.obstruction
     raise refusal
+
+
+def _period(module: nn.Module, forward: Any, spec: Any, leaves: Sequence[Any], axis: TimeAxis, length: int) -> int:
+    """After how many steps the steps of forward repeat; 1 where that cannot be said."""
+
+    def run(n: int) -> Record:
+        return counted(module, forward, spec, resize(leaves, axis.dims, n))
+
+    try:
+        return period_of(run, axis.shown_at + 1, length)
+    except Refused:
+        return 1
 
 
 def _may_need_sizes(entry: Recurrence) -> bool:
@@ -277,6 +301,7 @@ def _at_lengths(
     varied: Varied,
     known: Memos,
     branches: bool,
+    period: int = 1,
 ) -> Plan:
     asked = [_asked(module, forward, spec, leaves, axis, length) if branches else [] for length in lengths]
     periods = per_step(asked[0], asked[1], lengths[1] - lengths[0])
@@ -295,10 +320,10 @@ def _at_lengths(
         sized = [resize(leaves, axis.dims, length) for length in lengths]
         return Numbers(lengths, [counted(module, forward, spec, x, True).log for x in sized])
 
-    found = numbers() if differ(*traces) else None
-    again = [t.copy() for t in traces] if found is None and changing else []
+    found = numbers() if period == 1 and differ(*traces) else None
+    again = [t.copy() for t in traces] if period == 1 and found is None and changing else []
     try:
-        plan, changed_by = _rewritten(module, traces, axis, name, options, found)
+        plan, changed_by = _rewritten(module, traces, axis, name, options, found, period)
     except Refused as refused:
         if not again or refused.obstruction.id != "LR004":
             raise
@@ -314,7 +339,13 @@ def _at_lengths(
 
 @no_autocast()  # whose casts are operators of the traces by now; what is written here chooses its own dtypes
 def _rewritten(
-    module: nn.Module, traces: list[Trace], axis: TimeAxis, name: str, options: Options, numbers: Numbers | None
+    module: nn.Module,
+    traces: list[Trace],
+    axis: TimeAxis,
+    name: str,
+    options: Options,
+    numbers: Numbers | None,
+    period: int = 1,
 ) -> tuple[Plan, list[str]]:
     """The plan that two traces make, and the names of the passes that changed something."""
     shorter, longer = traces
@@ -329,12 +360,13 @@ def _rewritten(
         normalize(t.graph_module)
         if numbers is not None:
             expose(t)
-    found = reroll(shorter.graph_module, longer.graph_module, longer.length - shorter.length, numbers)
+    growth = [k for k in range(longer.length - shorter.length, 1, -1) if (2 * period) % k == 0]
+    found = reroll(shorter.graph_module, longer.graph_module, growth, numbers)
     if not found:
         raise not_uniform(longer.graph_module.graph)
     _note_numbers(traces, numbers)
     length_nodes = [length_node(t, axis) for t in traces]
-    graph_module = generalize(shorter, longer, length_nodes[1], numbers)
+    graph_module = generalize(shorter, longer, length_nodes[1], numbers, period)
     series = _note_numbers([longer], numbers)
     sizes = sizes_of(longer, axis)
     guards = guards_of(longer)
@@ -356,6 +388,7 @@ def _rewritten(
         axis=replace(axis, runs=None),
         shapes=sizes,
         min_length=shorter.length,
+        period=period,
         recurrences=result.recurrences,
         guards=guards,
         state=state,

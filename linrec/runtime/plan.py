@@ -43,6 +43,7 @@ class Plan:
         flags: which tensors required gradient, where forward asks; None where it does not.
         contiguous: whether it serves contiguous tensors only, because forward asks.
         broken_from: the length from which on the plan must not be used, with the reason.
+        period: it serves lengths that are some periods more than `min_length`.
         only_length: the only length that it serves, where the number of steps is an argument or an attribute.
         pays_from: the length from which on the plan is expected to be faster than the loop.
         asks_length: whether forward compares or divides the number of steps: then every length is checked once.
@@ -76,6 +77,7 @@ class Plan:
     signature_counts: Any = None
     mixed: bool = False
     pays_from: int = 0
+    period: int = 1
     only_length: int | None = None
     asks_length: bool = False
     seen: set[int] = field(default_factory=set)
@@ -96,6 +98,8 @@ class Plan:
         if length < self.min_length or (self.broken_from is not None and length >= self.broken_from[0]):
             return None
         if self.only_length is not None and length != self.only_length:
+            return None
+        if length % self.period != self.min_length % self.period:
             return None
         symbols: dict[str, int] = {}
         for tensor, dims in zip(tensors, self.shapes, strict=True):
@@ -171,6 +175,8 @@ class Plan:
 
     def fits(self, tensors: Sequence[Tensor]) -> bool:
         """Whether the sizes that the plan is made for are those of these tensor leaves."""
+        if (self.length(tensors) - self.min_length) % self.period:
+            return False
         pairs = [pair for x, dims in zip(tensors, self.shapes, strict=True) for pair in zip(x.shape, dims, strict=True)]
         return all(type(dim) is not int or dim == size for size, dim in pairs)
 

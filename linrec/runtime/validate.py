@@ -50,11 +50,12 @@ def validate(plan: Plan, module: nn.Module, forward: Any, spec: Any, leaves: Seq
     Raises:
         Refused: LR010 with what differs, or with why nothing could be compared.
     """
-    tracked = plan.min_length + 2
+    tracked = plan.min_length + 2 * plan.period
     compared = 0
     failure: Exception | None = None
     needs = [isinstance(x, Tensor) and x.requires_grad for x in leaves]
-    for length, batch, noise in ((tracked + 1, 0, 0.0), (tracked + 22, 1, 0.1)):
+    further = plan.period * -(-22 // plan.period)
+    for length, batch, noise in ((tracked + plan.period, 0, 0.0), (tracked + further, 1, 0.1)):
         longer = _without_repeats(resize(leaves, plan.axis.dims, length), leaves, plan.axis.dims)
         sized = _rebatch(plan, longer, batch)
         tensors = [x for x in sized if isinstance(x, Tensor)]
@@ -430,7 +431,7 @@ def check_length(
         OtherBranch: the original takes other branches on tensors than those of the plan.
     """
     if plan.signature_counts is None:
-        first, second = plan.min_length, plan.min_length + 2
+        first, second = plan.min_length, plan.min_length + 2 * plan.period
         sized = [resize(leaves, plan.axis.dims, n) for n in (first, second)]
         counts = [_counted(plan, module, forward, spec, x, n)[1] for n, x in zip((first, second), sized, strict=True)]
         plan.signature_counts = (first, counts[0], counts[1])
@@ -439,7 +440,7 @@ def check_length(
     found, actual = _counted(plan, module, forward, spec, plain, length)
     expected: Counter[Any] = Counter()
     for key in one | two:
-        expected[key] = one[key] + (two[key] - one[key]) * (length - first) // 2
+        expected[key] = one[key] + (two[key] - one[key]) * (length - first) // (2 * plan.period)
     for key in expected.keys() | actual.keys():
         if expected[key] != actual[key]:
             mode = " without gradient" if torch.is_grad_enabled() and not key[2] else ""

@@ -101,7 +101,7 @@ def _length_node(t: Trace, time: Sequence[int | None]) -> fx.Node:
 def finish(pair: tuple[Trace, Trace], time: Sequence[int | None]) -> tuple[int, fx.GraphModule]:
     """Re-roll and generalise two traces; the number of loops found and the graph."""
     shorter, longer = pair
-    loops = reroll(shorter.graph_module, longer.graph_module, longer.length - shorter.length)
+    loops = reroll(shorter.graph_module, longer.graph_module, [longer.length - shorter.length])
     nodes = [_length_node(t, time) for t in pair]
     return loops, generalize(shorter, longer, nodes[1])
 

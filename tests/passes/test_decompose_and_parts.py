@@ -15,7 +15,7 @@ import linrec
 from linrec.analysis.stategraph import components
 from linrec.analysis.structure import recurrence_of
 from linrec.ir.recurrence import LinearRecurrence
-from linrec.ir.scan import scan_nodes
+from linrec.ir.scan import is_random, scan_nodes
 from linrec.passes import Decompose, Parts, Simplify, standard
 from linrec.passes.rewrite import ScanView
 from tests.capture.rolled import roll, sized
@@ -137,9 +137,28 @@ def test_composed_operators(name: str) -> None:
 
 @pytest.mark.parametrize("cut", [torch.detach, lambda h: h.detach().tile(1, 1), lambda h: h.data.tile(1, 1)])
 def test_a_blocked_gradient_stays_blocked(cut: Callable[[Tensor], Tensor]) -> None:
-    function = loop(lambda h, u, w: cut(h) * 0.5 + u, torch.float64)
+    function = loop(lambda h, u, w: cut(h) * 0.5 + h * 0.3 + u, torch.float64)
     assert not any(verdicts(roll(function, X, W).graph_module))
     agrees(function)
+
+
+@pytest.mark.parametrize("cut", [torch.detach, lambda h: h.detach().tile(1, 1), lambda h: h.data.tile(1, 1)])
+def test_states_without_their_gradient_are_computed_apart(cut: Callable[[Tensor], Tensor]) -> None:
+    function = loop(lambda h, u, w: cut(h) * 0.5 + u, torch.float64)
+    assert verdicts(roll(function, X, W).graph_module) == [True]
+    agrees(function)
+
+
+def test_draws_are_not_made_twice() -> None:
+    def drawn() -> int:
+        graphs = [g.graph for g in graph_module.modules() if isinstance(g, fx.GraphModule)]
+        return sum(map(is_random, (n for graph in graphs for n in graph.nodes)))
+
+    function = loop(lambda h, u, w: h.detach() * 0.5 + torch.dropout(u, 0.5, True), torch.float64)
+    graph_module = roll(function, X, W).graph_module
+    before = drawn()
+    Simplify().run(graph_module)
+    assert before and drawn() == before
 
 
 @pytest.mark.parametrize("name", IN_PARTS)

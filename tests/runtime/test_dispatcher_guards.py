@@ -342,6 +342,8 @@ def test_warnings_name_the_line_of_the_user() -> None:
 
 def test_warnings_where_no_line_is_the_users() -> None:
     failures: list[Any] = []
+    with pytest.warns(UserWarning, match="text"):
+        trials.warn("text")
     thread = threading.Thread(target=trials.warn, args=("text",))
     before, threading.excepthook = threading.excepthook, failures.append
     try:

@@ -39,6 +39,13 @@ def test_one_length_only() -> None:
     assert plan(only_length=None).admits(Model(), [X], 6)
 
 
+def test_every_so_many_lengths() -> None:
+    some = plan(period=3, min_length=5)
+    assert [n for n in range(2, 15) if some.admits(Model(), [of(2, n, 3)], n)] == [5, 8, 11, 14]
+    assert some.fits([of(2, 8, 3)]) and not some.fits([of(2, 9, 3)])
+    assert plan(period=1).admits(Model(), [X], 6) and plan(period=1).fits([X])
+
+
 def test_a_dimension_that_does_not_matter() -> None:
     free = plan(shapes=[(None, TimeDim(0), 3)])
     assert free.admits(Model(), [X], 6) and free.admits(Model(), [of(9, 6, 3)], 6)
