@@ -61,30 +61,31 @@ report = linrec.explain(five_steps, torch.randn(2, 30, 3))
         "Mamba. A network that needs its nonlinearity keeps the loop, and everything that reads no state leaves it.",
     ),
     "LR004": Example(
-        LEAKY.format(update="0.9 * h + x[:, t] if t % 3 else x[:, t]"),
+        LEAKY.format(update="0.9 * h + x[:, : t + 1].sum(1)"),
         """
 def leaky(x):
-    h, out = torch.zeros_like(x[:, 0]), []
-    keep = (torch.arange(x.shape[1], device=x.device) % 3 != 0).to(x.dtype)
+    h, total, out = torch.zeros_like(x[:, 0]), torch.zeros_like(x[:, 0]), []
     for t in range(x.shape[1]):
-        h = 0.9 * keep[t] * h + x[:, t]
+        total = total + x[:, t]
+        h = 0.9 * h + total
         out.append(h)
     return torch.stack(out, 1)
 
 report = linrec.explain(leaky, torch.randn(2, 30, 3))
 """,
-        "A branch on the step number becomes a mask that every step multiplies with.",
+        "What grows from step to step is carried as a state, or computed before the loop (`x.cumsum(1)`). A branch on "
+        "the step number becomes a mask that every step multiplies with; steps that take turns (`if t % 3`) need none.",
     ),
     "LR005": Example(
         """
-def first_half(x):
+def first_few(x):
     h, out = torch.zeros_like(x[:, 0]), []
     for t in range(x.shape[1]):
         h = 0.9 * h + x[:, t]
         out.append(h)
-    return torch.stack(out, 1)[:, : x.shape[1] // 2]
+    return torch.stack(out, 1)[:, : int(2 * x.shape[1] ** 0.5)]
 
-report = linrec.explain(first_half, torch.randn(2, 30, 3))
+report = linrec.explain(first_few, torch.randn(2, 30, 3))
 """,
         """
 def states(x):
@@ -94,14 +95,14 @@ def states(x):
         out.append(h)
     return torch.stack(out, 1)
 
-def first_half(x):
-    return states(x)[:, : x.shape[1] // 2]
+def first_few(x):
+    return states(x)[:, : int(2 * x.shape[1] ** 0.5)]
 
 report = linrec.explain(states, torch.randn(2, 30, 3))
 """,
-        "A size, an index or a slice may be an affine function of the length (`x.shape[1] - 1`), and numbers that are "
-        "computed with may be any function of it (`/ x.shape[1] ** 0.5`). What cuts the result otherwise is best "
-        "done outside what is parallelised.",
+        "A size, an index or a slice may be an affine function of the length (`x.shape[1] - 1`, `x.shape[1] // 2`), "
+        "and numbers that are computed with may be any function of it (`/ x.shape[1] ** 0.5`). What cuts the result "
+        "otherwise is best done outside what is parallelised.",
     ),
     "LR006": Example(
         """

