@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from linrec.capture.beside import changed, draws, states
+from linrec.capture.beside import State, changed, draws
 from linrec.capture.recorders import Calls, OperatorCounter, Record, Recorder, is_plain, place
 from linrec.capture.snapshot import containers, reachable, restore_attributes, snapshot_attributes
 from linrec.capture.surroundings import code_that_runs
@@ -46,7 +46,7 @@ def undone(module: nn.Module, tensors: Sequence[Any] = (), parameters: str = "wa
     apart = [t for t in [*members.buffers(module), *attributes] if not t.requires_grad]
     every = [*members.parameters(module), *members.buffers(module), *attributes]
     own = [(p, p.data, p.requires_grad) for p in every if is_plain(p)]
-    writes = _Writes()
+    writes = _Writes(saved.beside)
     if parameters == "copy":
         outside = [x for _, x in reachable(module) if isinstance(x, Tensor) and is_plain(x)]
         kept += [(t, t._version, t.detach().clone()) for t in outside]
@@ -146,10 +146,15 @@ def _attributes_of(module: nn.Module, kinds: tuple[type, ...]) -> list[Any]:
 
 class _Writes(TorchDispatchMode):
     """Keeps the memory that was there before and that an operator is about to write into, whosever it is; few models
-    do, so that copying all that they hold in advance would be a waste."""
+    do, so that copying all that they hold in advance would be a waste.
 
-    def __init__(self) -> None:
+    Args:
+        beside: what was there before and is no tensor, with its state.
+    """
+
+    def __init__(self, beside: Sequence[State] = ()) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self.beside = beside
         self.own: set[int] = set()
         self.before: dict[int, tuple[Tensor, Tensor]] = {}
 
@@ -345,7 +350,7 @@ def record(
     counted = _counted_per_module(recorder, module, found) if per_module else contextlib.nullcontext()
     with counted, undone(module, leaves) as writes, torch.enable_grad(), calls, recorder:
         before = random.getstate(), _numpy_draws()
-        drawn = states((n, x) for n, x in reachable(module) if draws(x) and not isinstance(x, torch.Generator))
+        drawn = [each for each in writes.beside if draws(each[1]) and not isinstance(each[1], torch.Generator)]
         with code_that_runs() if watch else contextlib.nullcontext() as found.ran:
             out = forward(*args, **kwargs)
         found.drew = (random.getstate(), _numpy_draws()) != before or changed(drawn) is not None

@@ -17,7 +17,9 @@ from dataclasses import dataclass, field, replace
 from types import FrameType
 from typing import Any
 
+import sympy.tensor.tensor  # noqa: F401  # the first sum of symbolic sizes would load it, within a user's first call
 import torch
+import torch.export._trace  # as above
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorConverter
 from torch.export.graph_signature import InputKind, OutputKind
