@@ -38,10 +38,10 @@ SLOW = (
 """What `make test` leaves to `make test-all`, so that it stays within minutes on two cores."""
 
 ONE_IN = {
-    "tests/models/test_parallel.py": 8,
-    "tests/lowering/test_lowerings.py": 5,
+    "tests/models/test_parallel.py": 10,
+    "tests/lowering/test_lowerings.py": 6,
     "tests/lowering/test_random.py": 3,
-    "tests/loops/": 32,
+    "tests/loops/": 48,
     "tests/codegen/test_steps.py": 2,
     "tests/ops/test_table.py": 3,
     "tests/gpu/test_triton_scan.py": 3,
@@ -50,6 +50,7 @@ ONE_IN = {
     "tests/report/test_equations.py": 2,
     "tests/runtime/test_autocast.py": 2,
     "tests/runtime/test_batch_norm.py": 2,
+    "tests/runtime/test_periods.py": 3,
     "tests/runtime/test_buffers.py": 3,
     "tests/runtime/test_changes.py": 2,
     "tests/runtime/test_holders.py": 3,

@@ -52,8 +52,12 @@ def merge_reads(graph: fx.Graph) -> None:
 def _in_turns(items: list[Any], stacked: bool, dim: int) -> list[tuple[tuple[Any, ...], bool, int]]:
     """The runs of reads that take turns at the head of a list, as many items of each; empty where there are none."""
     for turns in range(2, len(items) // 2 + 1):
-        runs = [_run_of_reads(items[k::turns], stacked, dim) for k in range(turns)]
-        found = [run for run in runs if run is not None]
+        found: list[tuple[tuple[Any, ...], bool, int]] = []
+        for k in range(turns):
+            run = _run_of_reads(items[k::turns], stacked, dim)
+            if run is None:
+                break
+            found.append(run)
         if len(found) < turns:
             continue
         count = min(run[2] for run in found)
