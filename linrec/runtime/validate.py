@@ -233,6 +233,8 @@ def _no_worse(truth: dict[str, Any], loop: dict[str, Any], ours: dict[str, Any] 
 
 def _by(a: Any, b: Any) -> str:
     if isinstance(a, Tensor) and isinstance(b, Tensor) and a.shape == b.shape and a.dtype == b.dtype:
+        if a.dtype is torch.bool:
+            return ""
         return f" by {(a - b).abs().max().item():.3g} (largest value {a.abs().max().item():.3g})" if a.numel() else ""
     return ""
 

@@ -308,8 +308,10 @@ BRANCHES = [
 """Drives of a state "d" that depend on the number of the step, or on chance: right, whatever becomes of the loop."""
 
 UNSURE = {
-    "s": ["0.5 * H.cumsum(0)"],
+    "s": ["0.5 * H.cumsum(0)", "0.5 * H.detach()"],
     "d": [
+        "0.5 * H.detach()",
+        "0.5 * H.data",
         "H * H.new_ones(4)",
         "0.4 * H * torch.ones_like(H)",
         "0.5 * H.T.contiguous().T",
@@ -319,12 +321,12 @@ UNSURE = {
         "0.3 * H.float().double()",
         "0.5 * H.half().to(H.dtype)",
     ],
-    "n": ["0.2 * H.softmax(1).log_softmax(1)"],
-    "c": ["H * H.new_ones(3).conj()"],
+    "n": ["0.2 * H.softmax(1).log_softmax(1)", "0.5 * H.detach()"],
+    "c": ["H * H.new_ones(3).conj()", "0.5 * H.detach()"],
     "f": ["H.roll(1, 0)", "H | H.any()"],
     "i": ["torch.clamp(H + m_t, max=5)", "torch.maximum(H, m_t.long())", "(H << 1) | m_t"],
 }
-"""Affine, but nothing is promised."""
+"""Affine, or without gradient from step to step, but nothing is promised."""
 
 NONLINEAR = {
     "s": ["torch.tanh(H)", "0.5 * H.abs()", "torch.sigmoid(H) * H"],
@@ -350,15 +352,14 @@ NONLINEAR = {
     "i": ["(H + m_t) % 3", "torch.where(H > 3, torch.zeros_like(H), H + m_t)", "(H + m_t) // 2", "(H + m_t) & 5"],
 }
 BLOCKED = {
-    "s": ["0.5 * H.detach()"],
+    "s": ["0.5 * H.detach() + 0.3 * H"],
     "d": [
-        "0.5 * H.detach()",
         "0.5 * H.detach() + 0.3 * H",
-        "0.5 * H.data",
+        "0.5 * H.data + 0.2 * H",
         "0.5 * (H + (torch.round(H) - H).detach())",
     ],
-    "n": ["0.5 * H.detach()"],
-    "c": ["0.5 * H.detach()"],
+    "n": ["0.5 * H.detach() + 0.3 * H"],
+    "c": ["0.5 * H.detach() + 0.3 * H"],
     "f": [],
     "i": [],
 }
