@@ -30,7 +30,9 @@ def detach_inputs(graph_module: fx.GraphModule, node: fx.Node) -> None:
         if carry not in inner or _reaches_more(carry, inner) or any(is_random(n) for n in inner):
             continue
         initial[i] = emit(graph_module.graph, node, aten.detach.default, (initial[i],), initial[i])
-        update.replace_all_uses_with(_copied(view, update, carry, inner))
+        copies = {carry: carry}
+        _copy_without_gradient(view.step, inner, copies)
+        update.replace_all_uses_with(copies[update])
     node.args = (view.length, tuple(initial), *node.args[2:])
     view.step.eliminate_dead_code()
 
@@ -57,15 +59,7 @@ def detach_states(graph_module: fx.GraphModule, node: fx.Node) -> fx.Node:
     depending = _depending(free.values())
     ends = [n for n in step.nodes if n.target is aten.detach.default and n in depending]
     wanted = set[fx.Node]().union(*(_needed(n) for n in [*ends, *(updates[i] for i in free)]))
-    first = next(n for n in step.nodes if n.op not in ("placeholder",))
-    for each in [n for n in step.nodes if n in wanted and n not in copies]:
-        if each.op == "placeholder":
-            copies[each] = emit(step, first, aten.detach.default, (each,), each) if _has_gradient(each) else each
-        elif each.target is aten.detach.default:
-            copies[each] = copies[each.args[0]]
-        else:
-            with step.inserting_after(each):
-                copies[each] = step.node_copy(each, copies.__getitem__)
+    _copy_without_gradient(step, wanted, copies)
     found = [copies[updates[i]] for i in free]
     for end in ends:
         end.replace_all_uses_with(copies[end])
@@ -97,7 +91,7 @@ def _cut_off(view: ScanView) -> dict[int, fx.Node]:
     updates = dict(zip(view.carries, view.updates, strict=True))
     needed = {c: _needed(updates[c]) for c in carries}
     values, gradients = nx.DiGraph(), nx.DiGraph()
-    for graph, reads in ((values, needed), (gradients, {c: _reached(updates[c]) for c in carries})):
+    for graph, reads in ((values, needed), (gradients, {c: _needed(updates[c], past_detach=False) for c in carries})):
         graph.add_nodes_from(carries)
         graph.add_edges_from((c, other) for c in carries for other in carries if other in reads[c])
     found: set[fx.Node] = set()
@@ -106,18 +100,6 @@ def _cut_off(view: ScanView) -> dict[int, fx.Node]:
         if together.number_of_edges() and nx.is_directed_acyclic_graph(gradients.subgraph(group)):
             found |= set() if any(is_random(n) for c in group for n in needed[c]) else group
     return {i: c for i, c in enumerate(view.carries) if c in found}
-
-
-def _reached(update: fx.Node) -> set[fx.Node]:
-    """What a node is computed from with its gradient."""
-    found: set[fx.Node] = set()
-    pending = [update]
-    while pending:
-        node = pending.pop()
-        if node not in found:
-            found.add(node)
-            pending += [] if node.target is aten.detach.default else node.all_input_nodes
-    return found
 
 
 def _depending(nodes: Iterable[fx.Node]) -> set[fx.Node]:
@@ -160,30 +142,30 @@ def _reaches_more(carry: fx.Node, inner: set[fx.Node]) -> bool:
     return False
 
 
-def _needed(update: fx.Node) -> set[fx.Node]:
-    """All that a node is computed from, itself included."""
+def _needed(update: fx.Node, past_detach: bool = True) -> set[fx.Node]:
+    """All that a node is computed from, itself included; without `past_detach`, with its gradient."""
     found: set[fx.Node] = set()
     pending = [update]
     while pending:
         node = pending.pop()
         if node not in found:
             found.add(node)
-            pending += node.all_input_nodes
+            pending += node.all_input_nodes if past_detach or node.target is not aten.detach.default else []
     return found
 
 
-def _copied(view: ScanView, update: fx.Node, carry: fx.Node, inner: set[fx.Node]) -> fx.Node:
-    """The update anew, of inputs without gradient."""
-    copies: dict[fx.Node, fx.Node] = {carry: carry}
-    for node in list(view.step.nodes):
-        if node not in inner or node is carry:
-            continue
+def _copy_without_gradient(step: fx.Graph, wanted: set[fx.Node], copies: dict[fx.Node, fx.Node]) -> None:
+    """Compute some nodes of a step anew, from inputs without gradient.
+
+    Args:
+        wanted: the nodes, with all that they are computed from; copies: what is there already, and gets the others.
+    """
+    first = next(n for n in step.nodes if n.op != "placeholder")
+    for node in [n for n in step.nodes if n in wanted and n not in copies]:
         if node.op == "placeholder":
-            detached = _has_gradient(node)
-            copies[node] = emit(view.step, update, aten.detach.default, (node,), node) if detached else node
+            copies[node] = emit(step, first, aten.detach.default, (node,), node) if _has_gradient(node) else node
         elif node.target is aten.detach.default:
             copies[node] = copies[node.args[0]]
         else:
-            with view.step.inserting_before(update):
-                copies[node] = view.step.node_copy(node, copies.__getitem__)
-    return copies[update]
+            with step.inserting_after(node):
+                copies[node] = step.node_copy(node, copies.__getitem__)

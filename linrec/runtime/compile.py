@@ -265,7 +265,9 @@ def _with_fixed_sizes(
     if all(isinstance(d, int) for dims in plan.shapes for d in _after_batch(dims)):
         return plan
     try:
-        fixed = _at_lengths(module, forward, spec, leaves, axis, lengths, name, options, [], known, branches)
+        fixed = _at_lengths(
+            module, forward, spec, leaves, axis, lengths, name, options, [], known, branches, plan.period
+        )
     except Refused:
         return plan
     loops = [sum(not r.parallel for r in p.recurrences) for p in (plan, fixed)]
@@ -360,7 +362,7 @@ def _rewritten(
         normalize(t.graph_module)
         if numbers is not None:
             expose(t)
-    growth = [k for k in range(longer.length - shorter.length, 1, -1) if (2 * period) % k == 0]
+    growth = [k for k in range(2 * period, 1, -1) if 2 * period % k == 0]
     found = reroll(shorter.graph_module, longer.graph_module, growth, numbers)
     if not found:
         raise not_uniform(longer.graph_module.graph)

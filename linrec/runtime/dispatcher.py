@@ -294,11 +294,11 @@ class Dispatcher(members.InFront):
 
     def _as_shortcut(self, key: Hashable, spec: Any, leaves: list[Any], plan: Plan, length: int) -> Shortcut | None:
         """What to remember of a call that a plan serves, where its arguments are told by their positions."""
-        found = self._found(key)[1]
-        if found is None or not is_positional(spec):
+        known = self.seen.fixed(frozen_of(key)) if is_positional(spec) else None
+        found = self._found(key)[1] if known is not None else None
+        if known is None or found is None:
             return None
-        known = self.seen.fixed(frozen_of(key))
-        return None if known is None else Shortcut.of(self.module, leaves, known, plan, found.watch, length)
+        return Shortcut.of(self.module, leaves, known, plan, found.watch, length)
 
     def _run(
         self, plan: Plan, length: int, tensors: list[Tensor], values: list[Any] | None, args: Any, kwargs: Any

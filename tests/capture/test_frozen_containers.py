@@ -237,3 +237,24 @@ def function() -> None: ...
 def test_references_are_no_objects() -> None:
     owner = Plain()
     assert not is_object(weakref.ref(owner)) and is_object(weakref.WeakValueDictionary())
+
+
+def test_arrays_of_objects() -> None:
+    owner = nn.Identity()
+    owner.held = [numpy.array([[1.0], None], dtype=object)]
+    before = frozen_state(owner)
+    assert frozen_state(owner) == before and Kept(owner.held).still(owner.held)
+
+
+def test_containers_as_attributes() -> None:
+    for value, change in (
+        ([1.0], lambda x: x.append(2.0)),
+        (([2.0],), lambda x: x[0].append(1.0)),
+        ((1.0, [2.0]), lambda x: x[1].append(1.0)),
+    ):
+        seen, owner = Seen(), nn.Identity()
+        owner.held = value
+        before = seen.frozen([owner])
+        assert seen.frozen([owner]) == before
+        change(value)
+        assert seen.frozen([owner]) != before

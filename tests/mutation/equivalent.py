@@ -103,7 +103,7 @@ EQUIVALENT: dict[str, str] = {
     "Dispatcher._otherwise: off by one: 5  ->  6": "a warning names a line of linrec's or torch's",
     "Dispatcher._broken: off by one: 5  ->  6": "a warning names a line of linrec's or torch's",
     "trials.clipped: arguments swapped: min(": "in either order",
-    "_as_shortcut: condition dropped: found is None or not is_positional(spec)  ->  not is_positional": "a plan was found",
+    "_as_shortcut: condition dropped: known is None or found is None  ->  ": "a plan was found wherever it is looked for",
     "find_memos: arguments swapped: in_both(": "what is in both, in either order",
     "Seen.fixed: condition dropped: len(entries) == len(self._known) and frozen": "what was frozen has a place for each",
     "signature.signature: comparison: s == 1  ->  s != 1": "the same is told, the other way round",

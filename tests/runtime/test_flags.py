@@ -159,3 +159,22 @@ class Looped(Ending):
 def test_flags_that_stay_in_a_loop(kind: type[Ending]) -> None:
     report = same(linrec.parallelize(kind(UPDATES["or"], False)), kind(UPDATES["or"], False))
     assert not report.obstructions
+
+
+class Alternating(nn.Module):
+    """Its last flag depends on whether the number of steps is even, which is the same at all lengths that are traced."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        flag, out = torch.zeros(x.shape[0], dtype=torch.bool), None
+        for t in range(x.shape[1]):
+            out = flag.unsqueeze(0) if out is None else torch.cat([out, flag.unsqueeze(0)], 0)
+            flag = flag ^ (t % 2 == 0)
+        return torch.tanh(out), flag
+
+
+def test_a_flag_that_differs_is_said_to_differ() -> None:
+    model, oracle = linrec.parallelize(Alternating(), when="always"), Alternating()
+    for length in (12, 13, 21):
+        x = torch.randn(2, length, 3)
+        assert all(map(torch.equal, model(x), oracle(x)))
+    assert [o.id for o in linrec.report(model).obstructions] in ([], ["LR010"]), str(linrec.report(model))
