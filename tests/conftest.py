@@ -40,9 +40,9 @@ SLOW = (
 ONE_IN = {
     "tests/models/test_parallel.py": 10,
     "tests/lowering/test_lowerings.py": 6,
-    "tests/lowering/test_random.py": 3,
+    "tests/lowering/test_random.py": 4,
     "tests/loops/": 48,
-    "tests/codegen/test_steps.py": 2,
+    "tests/codegen/test_steps.py": 3,
     "tests/ops/test_table.py": 3,
     "tests/gpu/test_triton_scan.py": 3,
     "tests/passes/test_decompose_and_parts.py": 2,
