@@ -128,7 +128,7 @@ def check(variants: Mapping[str, Variant], inputs: Sequence[Tensor], gradient: T
     """
     loop = variants["loop"]
     call = copy.deepcopy(loop.call).double() if isinstance(loop.call, nn.Module) else loop.call
-    exact = Variant(call, loop.static)
+    exact = Variant(call, loop.static, loop.derived)
     wide = exact.collect(exact.prepare([x.double() for x in inputs], None if gradient is None else gradient.double())())
     errors = {n: difference(v.collect(v.prepare(inputs, gradient)()), wide) for n, v in variants.items()}
     for name, error in errors.items():

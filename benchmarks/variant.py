@@ -27,11 +27,13 @@ class Variant:
     Args:
         call: a module, or a function of the case's inputs; returns one tensor.
         static: arguments after the inputs, which need no derivative.
+        derived: whether a step takes derivatives by the inputs.
     """
 
-    def __init__(self, call: Callable[..., Tensor], static: Sequence[Any] = ()) -> None:
+    def __init__(self, call: Callable[..., Tensor], static: Sequence[Any] = (), derived: bool = True) -> None:
         self.call = call
         self.static = tuple(static)
+        self.derived = derived
 
     def prepare(self, inputs: Sequence[Tensor], gradient: Tensor | None) -> Callable[[], Any]:
         """A training step that has all it needs, to be timed.
@@ -40,11 +42,12 @@ class Variant:
             inputs: of the case.
             gradient: the loss's derivative by the result; None for the mean of its squares as the loss.
         """
-        leaves = [x.detach().requires_grad_() for x in inputs]
+        given = [x.detach().requires_grad_(self.derived) for x in inputs]
+        leaves = given if self.derived else []
         parameters = list(self.call.parameters()) if isinstance(self.call, nn.Module) else []
 
         def step() -> tuple[Tensor, ...]:
-            result = self.call(*leaves, *self.static)
+            result = self.call(*given, *self.static)
             target = result if gradient is not None else result.square().mean()
             return result, *torch.autograd.grad(target, [*leaves, *parameters], gradient)
 
@@ -113,6 +116,7 @@ class Case:
         static: makes arguments after the inputs, of the loop and of linrec's form of it.
         gradient: makes the loss's derivative by the result from the inputs; without it the loss is the mean of squares.
         wanted: for a peer, how many times faster than it linrec ought to be.
+        derived: whether a step takes derivatives by the inputs, too, or they are data.
     """
 
     name: str
@@ -125,6 +129,7 @@ class Case:
     static: Callable[[Sizes], Sequence[Any]] = lambda sizes: ()
     gradient: Callable[[list[Tensor]], Tensor] | None = None
     wanted: dict[str, float] = field(default_factory=dict)
+    derived: bool = True
 
     def build(self, sizes: Sizes) -> tuple[dict[str, Variant], dict[str, str]]:
         """The variants by name, and why others are missing."""
@@ -137,6 +142,8 @@ class Case:
                 found[name] = make(sizes, loop)
             except Unavailable as why:
                 missing[name] = str(why)
+        for variant in found.values():
+            variant.derived = self.derived
         return found, missing
 
     def data(self, sizes: Sizes) -> tuple[list[Tensor], Tensor | None]:

@@ -127,6 +127,15 @@ CASES = [
         wanted={"eq. 25 by hand": 1},
     ),
     Case(
+        "lmu-last-data",
+        "LMU at psMNIST size, last step, no derivative by the pixels",
+        **_LMU,
+        loop=_last_step,
+        peers={"eq. 25 by hand": lambda sizes, loop: Variant(_Equation25(loop, sizes["T"]))},
+        wanted={"eq. 25 by hand": 1},
+        derived=False,
+    ),
+    Case(
         "rnn",
         "tanh RNN",
         sizes={"B": 8, "T": 1024, "D": 128},

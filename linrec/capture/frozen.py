@@ -56,12 +56,16 @@ class Kept:
 
     Args:
         value: the value; own: the ids of modules that are looked after otherwise.
+
+    Attributes:
+        same: what is surely that value, unchanged: the value where it cannot change, or something that no name has.
     """
 
     def __init__(self, value: Any, own: frozenset[int] = frozenset()) -> None:
         self._own = own
         self._fixed = is_fixed(value)
         self._value = value if self._fixed else None
+        self.same: Any = value if self._fixed else self
         self._items = None if self._fixed else _items(value)
         self._frozen = None if self._fixed else _frozen(value, _DEPTH, set(), own)
 

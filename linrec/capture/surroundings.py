@@ -282,7 +282,11 @@ class Watch:
 
     def holds(self) -> bool:
         """Whether all of it is as it was."""
-        return all(kept.still(read()) for read, kept in self._kept)
+        for read, kept in self._kept:
+            value = read()
+            if value is not kept.same and not kept.still(value):
+                return False
+        return True
 
 
 def _that_ran(modules: list[nn.Module], ran: Ran) -> tuple[Point, ...]:

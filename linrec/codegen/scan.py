@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch._C._dynamo.guards import GlobalStateGuard, TensorGuards
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from linrec.codegen import arrangement, contraction, pointwise, toolchain
@@ -94,6 +95,41 @@ def _build(step: fx.GraphModule, carries: int, xs: int, values: Sequence[Any]) -
     return Compiled(signature, carries, xs), outputs
 
 
+class Like:
+    """What tensors were like that kernels could read: of others, torch's guards are quick to tell whether they are."""
+
+    def __init__(self, values: Sequence[Any]) -> None:
+        self._count, self._state = len(values), GlobalStateGuard()
+        self._numbers = [(k, type(x), x) for k, x in enumerate(values) if not isinstance(x, Tensor)]
+        tensors = [x for x in values if isinstance(x, Tensor)]
+        self._guards: TensorGuards | None = None
+        if len({id(x) for x in tensors}) == len(tensors):  # the guards take each tensor once
+            sizes: list[Any] = [list(x.shape) for x in tensors]
+            free: list[Any] = [[None] * x.dim() for x in tensors]
+            self._guards = TensorGuards(*tensors, dynamic_dims_sizes=sizes, dynamic_dims_strides=free)
+
+    def serves(self, values: Sequence[Any]) -> bool:
+        """Whether these are plain tensors of the same types, sizes and demands, the same numbers, and nothing else
+        watches than did."""
+        if self._guards is None or len(values) != self._count:
+            return False
+        tensors = values
+        if self._numbers:
+            if not all(type(values[k]) is kind and values[k] == x for k, kind, x in self._numbers):
+                return False
+            tensors = [x for x in values if isinstance(x, Tensor)]
+            if len(tensors) != self._count - len(self._numbers):
+                return False
+        return (
+            self._state.check()
+            and self._guards.check(*tensors)
+            and not torch._C._len_torch_dispatch_stack()
+            and not torch._C._len_torch_function_stack()
+            and torch.autograd.forward_ad._current_level < 0
+            and _mode() != "off"
+        )
+
+
 class CompiledScan(Opaque):
     """Same call as `linrec.ir.scan.Scan`: ``forward(length, carries, xs, consts) -> (*final_carries, *ys)``.
 
@@ -117,10 +153,12 @@ class CompiledScan(Opaque):
         self.xs = xs
         self.reason: str | None = None
         self._kernels: dict[Any, tuple[Compiled, Outputs] | None] = {}
+        self._last: tuple[Like, int, Compiled, Outputs, bool] | None = None
+        self._last_grads: Like | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         # Addresses of functions mean nothing elsewhere.
-        return self.__dict__ | {"_kernels": {}}
+        return self.__dict__ | {"_kernels": {}, "_last": None, "_last_grads": None}
 
     def shapes(self, length: int, carries: Sequence[Any], xs: Sequence[Tensor], consts: Sequence[Any]) -> list[Shape]:
         """Of `run`."""
@@ -129,13 +167,17 @@ class CompiledScan(Opaque):
     def run(self, length: int, carries: Sequence[Any], xs: Sequence[Tensor], consts: Sequence[Any]) -> tuple[Any, ...]:
         """Run the loop: ``(*final_carries, *ys)``, every y of shape (length, ...)."""
         inputs = (*carries, *xs, *consts)
-        found = self._find(length, inputs) if _plain(inputs) else None
-        if found is None:
-            return tuple(self.fallback(length, carries, xs, consts))
-        compiled, outputs = found
+        last = self._last
+        if last is None or last[1] != length or not last[0].serves(inputs):
+            found = self._find(length, inputs) if _plain(inputs) else None
+            if found is None:
+                return tuple(self.fallback(length, carries, xs, consts))
+            differentiated = torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in inputs)
+            last = self._last = Like(inputs), length, *found, differentiated
+        _, _, compiled, outputs, differentiated = last
         try:
-            if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in inputs):
-                return tuple(_Loop.apply(self, compiled, length, outputs, *inputs))  # type: ignore[no-untyped-call]
+            if differentiated:
+                return tuple(_apply(self, compiled, length, outputs, *inputs))
             with torch._C.DisableTorchFunction():
                 return tuple(compiled.forward(length, inputs, outputs, keep=False)[0])
         except PASSING:
@@ -143,6 +185,14 @@ class CompiledScan(Opaque):
         except Exception as error:  # no kernel could be made for them: the torch form is there
             self.reason = f"{type(error).__name__}: {error}"
             return tuple(self.fallback(length, carries, xs, consts))
+
+    def takes(self, grads: Sequence[Tensor]) -> bool:
+        """Whether the derivatives by results are such that kernels can read them."""
+        if self._last_grads is not None and self._last_grads.serves(grads):
+            return True
+        plain = _plain(grads)
+        self._last_grads = Like(grads) if plain else None
+        return plain
 
     def _find(self, length: int, inputs: Sequence[Any]) -> tuple[Compiled, Outputs] | None:
         first, last = self.carries, self.carries + self.xs
@@ -296,7 +346,7 @@ class _Loop(torch.autograd.Function):
             inputs.insert(i, x)
         stale = frozenset(i for i, (x, version) in held.items() if x._version != version)
         changed = [x._version for x in ctx.stored.values()] != ctx.versions
-        plain = _plain([g for g in grads if g is not None])
+        plain = ctx.scan.takes([g for g in grads if g is not None])
         if torch.is_grad_enabled() or changed or not plain:
             if stale:
                 raise StaleError
@@ -314,6 +364,10 @@ class _Loop(torch.autograd.Function):
                     raise StaleError from None
                 found = _by_torch(ctx.scan, ctx.length, inputs, grads, ctx.needed)
         return (None, None, None, None, *[found.get(i) for i in range(ctx.count)])
+
+
+_apply: Any = super(torch.autograd.Function, _Loop).apply
+"""What is left of `_Loop.apply` for plain tensors, with which transforms of functions have nothing to do."""
 
 
 def _with(held: list[tuple[int, Tensor]]) -> Tensor:

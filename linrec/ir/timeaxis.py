@@ -24,7 +24,7 @@ def steps(x: Tensor, dim: int, start: int, step: int, length: int, width: int = 
     if length == 0:
         return x.movedim(dim, 0)[:0]
     if length == x.shape[dim] and abs(step) == 1:  # all of it: a slice would cost its backward a copy
-        x = x.movedim(dim, 0)
+        x = _to_front(x, dim)
         return x if step == 1 else x.flip(0)
     if step < 0:
         last = start + step * (length - 1)
@@ -32,6 +32,11 @@ def steps(x: Tensor, dim: int, start: int, step: int, length: int, width: int = 
         return x.movedim(dim, 0).flip(0)[::-step]
     x = x.narrow(dim, start, step * (length - 1) + 1).movedim(dim, 0)
     return x if step == 1 else x[::step]
+
+
+def _to_front(x: Tensor, dim: int) -> Tensor:
+    """The same with a dimension moved to the front, by the operator that takes least to call."""
+    return x if dim == 0 else x.transpose(0, 1) if dim == 1 else x.movedim(dim, 0)
 
 
 def unsteps(
@@ -44,7 +49,9 @@ def unsteps(
     """
     # Contiguous, as the result of stack and cat is: later code may depend on the strides (view, the order of draws).
     # And a copy, as theirs is: the caller may write into it, while a scan has saved its states for backward.
-    taken = steps(ys, dim, start, step, length).movedim(0, into)
+    taken = steps(ys, dim, start, step, length)
+    if into:
+        taken = taken.transpose(0, 1) if into == 1 else taken.movedim(0, into)
     watched = fresh and not torch.compiler.is_compiling()
     if not (watched and getattr(ys.grad_fn, "notices_writes", False) and taken.stride() == _packed(taken)):
         taken = taken.clone(memory_format=torch.contiguous_format)
@@ -73,6 +80,11 @@ def _packed(x: Tensor) -> tuple[int, ...]:
         found.append(total)
         total *= max(size, 1)
     return tuple(reversed(found))
+
+
+def zeros(x: Tensor, dim: int) -> Tensor:
+    """``torch.zeros_like(x.select(dim, 0))``: zeros for a state like one step of `x`, without taking a step."""
+    return x.new_zeros(x.shape[:dim] + x.shape[dim + 1 :])
 
 
 def size(x: Tensor, dim: int) -> int:

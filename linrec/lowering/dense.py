@@ -14,6 +14,7 @@ from linrec.analysis.rules import Algebra
 from linrec.ir.nodes import emit, value
 from linrec.ir.recurrence import LinearRecurrence
 from linrec.ir.sizes import hint
+from linrec.ir.timeaxis import linear
 from linrec.lowering.cost import Work
 from linrec.lowering.registry import (
     Lowering,
@@ -27,7 +28,9 @@ from linrec.lowering.registry import (
 )
 from linrec.ops import lti_fft, lti_last, lti_scan
 from linrec.ops.opaque import opaque, states_shape
-from linrec.ops.response import backwards, response
+from linrec.ops.powers import matrix_power_apply
+from linrec.ops.precision import own_precision
+from linrec.ops.response import backwards, backwards_and_sum, response
 
 aten = torch.ops.aten
 
@@ -284,11 +287,25 @@ def _shaped(site: Site, zeros: fx.Node) -> fx.Node:
     return emit(site.graph_module.graph, site.vectorizer.before, target, zeros.args, zeros, dict(zeros.kwargs))
 
 
+def project_late(graph: fx.Graph) -> None:
+    """Let last states of convolutions with a projected series know of the series: see `projected_last`."""
+    for node in list(graph.nodes):
+        if node.op != "call_function" or node.target is not convolved_last:
+            continue
+        A, B, u, *rest = node.args
+        if u.target is linear and value(u.args[0]).shape[-1] == 1:
+            projection = (*u.args, *(None,) * (3 - len(u.args)))
+            node.replace_all_uses_with(emit(graph, node, projected_last, (A, B, *projection, *rest), node))
+            for gone in (node, u):
+                if not gone.users:
+                    graph.erase_node(gone)
+
+
 def convolution_inputs(
     A: Tensor, B: Tensor, u: Tensor, h0: Tensor, axis: int, length: int, started: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """B (d, m), u (T, *others, m) and the initial state (*others, d), in full; None where it is zeros."""
-    B = B[0] if B.shape[1] == A.shape[0] else B[0].expand(A.shape[0], B.shape[-1])
+    B = _whole(B, A)
     full = (length, *h0.shape[:axis], *h0.shape[axis + 1 :], u.shape[-1])
     return B, u if u.shape == full else u.expand(full), h0.movedim(axis, -1) if started else None
 
@@ -311,6 +328,47 @@ def convolved_last(A: Tensor, B: Tensor, u: Tensor, h0: Tensor, axis: int, lengt
     B, u, start = convolution_inputs(A, B, u, h0, axis, length, started)
     last = lti_last(A, B, u, start, dim=0, backwards=backwards(A, B, length))
     return last if axis == last.dim() - 1 else last.movedim(-1, axis)
+
+
+@opaque(lambda A, B, x, weight, bias, h0, axis, length, started=True: [(h0.shape, h0.dtype)])
+@own_precision
+def projected_last(
+    A: Tensor,
+    B: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    h0: Tensor,
+    axis: int,
+    length: int,
+    started: bool = True,
+) -> Tensor:
+    """`convolved_last` for ``u = weight x + bias`` of a series ``x``, (T, *others, 1).
+
+    Where no derivative by the series is wanted it meets the impulse response first, and the projection what comes out:
+    the same product over time forwards, and none backwards.
+    """
+    known = None
+    if not (torch.is_grad_enabled() and x.requires_grad) and x.dtype == weight.dtype == A.dtype == h0.dtype:
+        known = backwards_and_sum(A, _whole(B, A), length)
+    if known is None:
+        return convolved_last(A, B, linear(x, weight, bias), h0, axis, length, started)
+    backward, total = known
+    seen = x.squeeze(-1).movedim(0, -1) @ backward.flatten(1)
+    if weight.shape[0] == 1:
+        last = seen * weight
+    else:
+        last = (seen.unflatten(-1, backward.shape[1:]) * weight).sum(-2)
+    if bias is not None:
+        last = last + bias @ total
+    if started:
+        last = last + matrix_power_apply(A, length, h0.movedim(axis, -1))
+    return last if axis == last.dim() - 1 else last.movedim(-1, axis)
+
+
+def _whole(B: Tensor, A: Tensor) -> Tensor:
+    """The input matrix, (d, m), of one with a leading dimension of steps."""
+    return B[0] if B.shape[1] == A.shape[0] else B[0].expand(A.shape[0], B.shape[-1])
 
 
 def grows(kernel: Tensor) -> bool:

@@ -17,6 +17,8 @@ from .powers import impulse_response
 _ENTRIES = 16
 _BYTES = 1 << 28
 """How many responses are kept, and the bytes that they may take together."""
+_SUMS = 64
+"""For how many lengths the sum of a response is kept."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,7 @@ class _Entry:
     B: Tensor
     response: Tensor
     backwards: list[Tensor] = field(default_factory=list)
+    sums: dict[int, Tensor] = field(default_factory=dict)
 
 
 def _libc_memcmp() -> Callable[[int, int, int], int] | None:
@@ -57,6 +60,25 @@ def backwards(A: Tensor, B: Tensor, length: int) -> Tensor:
     entry = _entry(A, B, length)
     if entry is None:
         return impulse_response(A, B, length).flip(0).transpose(-1, -2)
+    return _backwards(entry, length)
+
+
+def backwards_and_sum(A: Tensor, B: Tensor, length: int) -> tuple[Tensor, Tensor] | None:
+    """`backwards`, and its sum over the steps, (m, d), which are kept; None where the matrices are no constants."""
+    entry = _entry(A, B, length)
+    if entry is None:
+        return None
+    found = _backwards(entry, length)
+    total = entry.sums.get(length)
+    if total is None:
+        if len(entry.sums) >= _SUMS:
+            entry.sums.clear()
+        with torch.no_grad(), torch.inference_mode(False):
+            total = entry.sums[length] = found.double().sum(0).to(found.dtype)
+    return found, total
+
+
+def _backwards(entry: _Entry, length: int) -> Tensor:
     if not entry.backwards:
         with torch.no_grad(), torch.inference_mode(False):
             entry.backwards.append(entry.response.flip(0).transpose(-1, -2).contiguous())

@@ -21,6 +21,7 @@ from linrec.ir.recurrence import Estimate, LinearRecurrence, Recurrence
 from linrec.ir.scan import scan_nodes, scan_of
 from linrec.lowering import semiring
 from linrec.lowering.cost import machine
+from linrec.lowering.dense import project_late
 from linrec.lowering.registry import Lowering, Site, ranking
 from linrec.passes.base import Pass, PassResult
 from linrec.passes.entry import describe, prove
@@ -63,6 +64,7 @@ class Lower(Pass):
                 found.append(self._lower(graph_module, node))
         graph_module.graph.eliminate_dead_code()
         merge_views(graph_module.graph)
+        project_late(graph_module.graph)
         return PassResult(graph_module, True, found)
 
     def _lower(self, graph_module: fx.GraphModule, node: fx.Node) -> Recurrence:

@@ -49,6 +49,7 @@ from linrec.runtime.traced_sizes import (
     operators,
     python_sizes,
     sizes_of,
+    zeros_for_states,
 )
 from linrec.runtime.validate import validate
 
@@ -378,6 +379,7 @@ def _rewritten(
         if isinstance(part, fx.GraphModule):
             restore_autograd_functions(part)
             python_sizes(part)
+            zeros_for_states(part)
             part.recompile()
     state = [meta(module, s) if s.kind in ("parameter", "buffer", "attribute") else None for s in longer.sources]
     plan = Plan(

@@ -29,6 +29,7 @@ from linrec.runtime.signature import (
     flattened,
     frozen_of,
     is_positional,
+    is_single,
     known,
     one_way,
     ordinary,
@@ -141,6 +142,11 @@ class Dispatcher(members.InFront):
         turns = self.settings.turns
         turns.enter()
         try:
+            known = self.shortcut
+            if known is not None and not inside.depth and not self.disabled:
+                served = known.serves(args, kwargs)
+                if served is not None:
+                    return self._run(known.plan, known.length, *served, args, kwargs)
             return self._call(args, kwargs)
         finally:
             turns.leave()
@@ -151,12 +157,6 @@ class Dispatcher(members.InFront):
             return self.original(*args, **kwargs)
         if torch._C._functorch.peek_interpreter_stack() is not None:
             return self._transformed(args, kwargs)
-        known = self.shortcut
-        if known is not None and not kwargs:
-            served = known.serves(args)
-            if served is not None:
-                self.last_plan = known.plan
-                return self._run(known.plan, known.length, *served, args, kwargs)
         leaves, spec = flattened(args, kwargs)
         if not ordinary(leaves):
             if self.owner:
@@ -236,7 +236,7 @@ class Dispatcher(members.InFront):
             found.obstructions.append(problem)
 
     def _active(self) -> bool:
-        if getattr(inside, "depth", 0):
+        if inside.depth:
             return False
         return self._wanted() and not torch.is_inference_mode_enabled()
 
@@ -289,16 +289,19 @@ class Dispatcher(members.InFront):
         if plan is None:
             return self.original(*args, **kwargs)
         self.last_plan = plan
-        self.shortcut = None if self.settings.strict else self._as_shortcut(key, spec, leaves, plan, length)
+        self.shortcut = None if self.settings.strict else self._as_shortcut(key, leaves, args, kwargs, plan, length)
         return self._run(plan, length, tensors, values, args, kwargs)
 
-    def _as_shortcut(self, key: Hashable, spec: Any, leaves: list[Any], plan: Plan, length: int) -> Shortcut | None:
-        """What to remember of a call that a plan serves, where its arguments are told by their positions."""
-        known = self.seen.fixed(frozen_of(key)) if is_positional(spec) else None
+    def _as_shortcut(
+        self, key: Hashable, leaves: list[Any], args: Any, kwargs: Any, plan: Plan, length: int
+    ) -> Shortcut | None:
+        """What to remember of a call that a plan serves, where each argument is one leaf."""
+        single = is_single(args, kwargs)
+        known = self.seen.fixed(frozen_of(key)) if single else None
         found = self._found(key)[1] if known is not None else None
         if known is None or found is None:
             return None
-        return Shortcut.of(self.module, leaves, known, plan, found.watch, length)
+        return Shortcut.of(self.module, leaves, tuple(kwargs), known, plan, found.watch, length)
 
     def _run(
         self, plan: Plan, length: int, tensors: list[Tensor], values: list[Any] | None, args: Any, kwargs: Any

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,7 +14,18 @@ import torch
 from torch.overrides import _pop_mode, _push_mode
 from torch.utils._device import DeviceContext
 
-_set_aside = threading.local()
+_aside: dict[int, Any] = {}
+"""The modes that are set aside, by thread: whether there is any is quicker to see than what a thread has of its own."""
+
+
+def _forked() -> None:
+    """In a forked process there is one thread."""
+    mode = _current()
+    _aside.clear()
+    _set(mode)
+
+
+os.register_at_fork(after_in_child=_forked)
 
 
 def default_device() -> torch.device | None:
@@ -39,16 +51,28 @@ def without_default_device() -> Iterator[None]:
         return
     before = _current()
     _pop_mode()
-    _set_aside.mode = mode
+    _set(mode)
     try:
         yield
     finally:
-        _set_aside.mode = before
+        _set(before)
         _push_mode(mode)
 
 
 def _current() -> Any:
-    return getattr(_set_aside, "mode", None)
+    return _aside.get(threading.get_ident()) if _aside else None
+
+
+def _set(mode: Any) -> None:
+    if mode is None:
+        _aside.pop(threading.get_ident(), None)
+    else:
+        _aside[threading.get_ident()] = mode
+
+
+def is_any_set_aside() -> bool:
+    """Whether a thread has set a default device aside."""
+    return bool(_aside)
 
 
 def device_set_aside() -> torch.device | None:
@@ -69,11 +93,12 @@ def _call_under(mode: Any, function: Callable[..., Any], *args: Any, **kwargs: A
     _push_mode(mode)
     for other in reversed(others):
         _push_mode(other)
-    before, _set_aside.mode = _current(), None
+    before = _current()
+    _set(None)
     try:
         return function(*args, **kwargs)
     finally:
-        _set_aside.mode = before
+        _set(before)
         others = _taken_off()[:-1]
         for other in reversed(others):
             _push_mode(other)

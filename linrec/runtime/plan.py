@@ -131,11 +131,6 @@ class Plan:
                 return None
         return values if self._as_shared(module, tensors, values) else None
 
-    def takes_all(self) -> bool:
-        """Whether nothing is asked of what it is given but its size: then `values` is what `given` finds."""
-        asked = self.flags is not None or self.contiguous or any(x is not None for x in self.state) or self._writes
-        return not asked and not any(s.others for s in self.sources)
-
     def _as_shared(self, module: nn.Module, tensors: Sequence[Tensor], values: Sequence[Any]) -> bool:
         """Whether what was one tensor under several names still is one, and what forward writes has no other name."""
         for value, source in zip(values, self.sources, strict=True):
@@ -243,7 +238,8 @@ class Plan:
     def run(self, module: nn.Module, tensors: Sequence[Tensor], values: list[Any] | None = None) -> Any:
         """Run the graph, replay the side effects of forward, and return what forward returns; `values` is what
         `admitted` has found."""
-        arguments = self.arguments(module, tensors, values)
+        known = values is not None and not self.written
+        arguments: Any = values if known else self.arguments(module, tensors, values)
         before = torch.get_rng_state() if self.decisions and self.draws else None
         if is_autocast():
             with no_autocast():

@@ -3,122 +3,226 @@ what `signature`, the dispatcher and a plan find out of their arguments is known
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import itertools
+import operator
+import sys
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._C._dynamo.guards import GlobalStateGuard, TensorGuards, dict_version
 from torch.nn.modules import module as _hooks
 
 from linrec.capture.surroundings import Watch
-from linrec.runtime.placement import device_set_aside
+from linrec.ir import members
+from linrec.ir.held import lookup, split
+from linrec.runtime.placement import is_any_set_aside
 from linrec.runtime.plan import Plan
 from linrec.runtime.state import Seen
 
 _SINGLE = (bool, int, type(None))
 """Types of plain arguments of which nothing but their value is to be known."""
 
+_HAVE_VERSIONS = sys.version_info < (3, 12)
+"""Whether every change of a dict changes its version."""
+
+_dispatch_modes, _function_modes = torch._C._len_torch_dispatch_stack, torch._C._len_torch_function_stack
+_dict_of = operator.attrgetter("__dict__")
+_Place = tuple[dict[str, Any], str]
+"""A table of parameters or of buffers, and a name in it."""
+
 
 class Shortcut:
     """What a call was like that a plan served.
 
     Whatever `signature.ordinary` and `signature.signature` ask of a call, and `Plan.admitted` of its sizes, is asked
-    here, too: not what it is, but whether it is the same. All that can be is known of what stays the same.
+    here, too: not what it is, but whether it is the same, which torch's guards are quick to tell. All that can be is
+    known of what stays the same.
 
     Args:
-        module: the module; leaves: the arguments, by position; known: of the module's attributes, see `Seen.fixed`.
-        plan: what served the call; watch: what code reads elsewhere; length: of the call.
+        leaves: the arguments, by position, then by name; names: of those that have names.
+        known: of the module's attributes, see `Seen.fixed`; plan: what served the call.
+        watch: what code reads elsewhere; length: of the call.
     """
 
     __slots__ = (
         "_broken",
+        "_constants",
+        "_count",
+        "_fixed",
+        "_guards",
         "_hooks",
-        "_known",
-        "_leaves",
-        "_modes",
         "_module",
-        "_shapes",
-        "_takes_all",
+        "_names",
+        "_order",
+        "_places",
+        "_plain",
+        "_shared",
+        "_single",
+        "_state",
+        "_tensors",
         "_watch",
         "length",
         "plan",
     )
 
     def __init__(
-        self, module: nn.Module, leaves: list[Any], known: Any, plan: Plan, watch: Watch | None, length: int
+        self,
+        module: nn.Module,
+        leaves: list[Any],
+        names: tuple[str, ...],
+        known: Any,
+        plan: Plan,
+        watch: Watch | None,
+        length: int,
     ) -> None:
         self.plan, self.length = plan, length
-        self._module, self._known, self._watch = module, known, watch
-        self._leaves = [(type(x), x.dtype, x.device, None) if isinstance(x, Tensor) else (type(x), x) for x in leaves]
-        self._shapes = [x.shape for x in leaves if isinstance(x, Tensor)]
-        self._modes = _modes()
-        self._broken = plan.broken_from
-        self._takes_all = plan.takes_all()
-        self._hooks = [
-            _hooks._global_forward_hooks,
-            _hooks._global_forward_pre_hooks,
-            _hooks._global_backward_hooks,
-            _hooks._global_backward_pre_hooks,
-        ]
-        for sub, *_ in known[1:]:
-            self._hooks += [
-                sub._forward_hooks,
-                sub._forward_pre_hooks,
-                sub._backward_hooks,
-                sub._backward_pre_hooks,
-            ]
+        self._module, self._watch, self._broken = module, watch, plan.broken_from
+        self._names, self._count = names, len(leaves)
+        self._tensors = [k for k, x in enumerate(leaves) if isinstance(x, Tensor)]
+        self._plain = [(k, type(x), x) for k, x in enumerate(leaves) if k not in self._tensors]
+        self._places, self._order, self._shared = _arranged(module, plan, len(self._tensors))
+        self._constants = [s.value for s in plan.sources if s.kind == "constant"]
+        every: list[Any] = [*(leaves[k] for k in self._tensors), *(table[name] for table, name in self._places)]
+        firsts: dict[int, int] = {}
+        for k, x in enumerate(every):
+            firsts.setdefault(id(x), k)
+        self._shared += [(firsts[id(x)], k) for k, x in enumerate(every) if firsts[id(x)] != k]
+        self._single = list(firsts.values()) if len(firsts) < len(every) else None
+        guarded = [every[k] for k in firsts.values()]
+        sizes: list[Any] = [list(x.shape) for x in guarded]
+        strides: list[Any] = [list(x.stride()) if plan.contiguous else [None] * x.dim() for x in guarded]
+        self._guards = TensorGuards(*guarded, dynamic_dims_sizes=sizes, dynamic_dims_strides=strides)
+        self._state = GlobalStateGuard()
+        self._fixed = _unchanged(known)
+        self._hooks = _hooks_of([sub for sub, *_ in known[1:]])
 
     @staticmethod
     def of(
-        module: nn.Module, leaves: list[Any], known: Any, plan: Plan, watch: Watch | None, length: int
+        module: nn.Module,
+        leaves: list[Any],
+        names: tuple[str, ...],
+        known: Any,
+        plan: Plan,
+        watch: Watch | None,
+        length: int,
     ) -> Shortcut | None:
         """What to remember of a call that a plan has served, or None where more of it may change than is compared."""
         plain = all(isinstance(x, Tensor) or type(x) in _SINGLE for x in leaves)
-        if not plain or plan.numbers is not None or _modes() is None:
+        if not plain or plan.numbers is not None or _is_special() or torch._C._is_any_autocast_enabled():
             return None
-        return Shortcut(module, leaves, known, plan, watch, length)
-
-    def serves(self, args: Sequence[Any]) -> tuple[list[Tensor], list[Any]] | None:
-        """For a call by position, its tensors and what the plan's sources have to give; None where the call is not as
-        the one before, and has to be looked at."""
-        if len(args) != len(self._leaves) or _modes() != self._modes or any(self._hooks):
-            return None
-        tensors: list[Tensor] = []
-        for x, leaf in zip(args, self._leaves, strict=True):
-            if type(x) is not leaf[0]:
-                return None
-            if len(leaf) == 2:
-                if x != leaf[1]:
+        for source in plan.sources:
+            own = source.kind not in ("input", "constant")
+            for name, keys in (((source.name, source.keys),) if own else ()) + source.others:
+                if keys or _place(module, name) is None:
                     return None
-                continue
-            if (
-                x.dtype is not leaf[1]
-                or x.device != leaf[2]
-                or x.shape != self._shapes[len(tensors)]
-                or x.layout is not torch.strided
-                or x.__dict__
-                or torch._C._functorch.is_functorch_wrapped_tensor(x)
-            ):
+        return Shortcut(module, leaves, names, known, plan, watch, length)
+
+    def serves(self, args: Any, kwargs: Any) -> tuple[list[Tensor], list[Any]] | None:
+        """The tensors of a call, and what the plan's sources have to give; None where the call is not as the one
+        before, and has to be looked at."""
+        if kwargs:
+            if tuple(kwargs) != self._names:
                 return None
-            tensors.append(x)
-        plan = self.plan
-        if plan.broken_from is not self._broken or not Seen.are_fixed(self._known):
+            args = (*args, *kwargs.values())
+        elif self._names:
             return None
+        if len(args) != self._count or not self._state.check() or _is_special():
+            return None
+        for k, kind, value in self._plain:
+            if type(args[k]) is not kind or args[k] != value:
+                return None
+        if any(self._hooks) or not self._fixed() or self.plan.broken_from is not self._broken:
+            return None
+        tensors = [args[k] for k in self._tensors]
+        every = [*tensors, *[table.get(name) for table, name in self._places]]
+        # The guards take each tensor once.
+        if not self._guards.check(*(every if self._single is None else [every[k] for k in self._single])):
+            return None
+        for x in tensors:
+            if x.__dict__:
+                return None
+        for a, b in self._shared:
+            if every[a] is not every[b]:
+                return None
         if self._watch is not None and not self._watch.holds():
             return None
-        if self._takes_all:
-            return tensors, plan.values(self._module, tensors, self.length)
-        values = plan.given(self._module, tensors, self.length)
-        return None if values is None else (tensors, values)
+        every += self._constants
+        values = [every[k] for k in self._order]
+        return None if self.plan.shares_what_it_writes(self._module, tensors, values) else (tensors, values)
 
 
-def _modes() -> tuple[bool, torch.dtype] | None:
-    """What torch is asked to do with all operators; None where that is something out of the ordinary."""
-    if (
-        torch._C._is_any_autocast_enabled()
-        or torch._C._len_torch_dispatch_stack()
-        or torch._C._len_torch_function_stack()
-        or device_set_aside() is not None
-    ):
-        return None
-    return torch.is_grad_enabled(), torch.get_default_dtype()
+def _arranged(module: nn.Module, plan: Plan, inputs: int) -> tuple[list[_Place], list[int], list[tuple[int, int]]]:
+    """Where all tensors are that a plan asks about, for those that are no arguments; which of the arguments, these and
+    the constants, in one row, each source is; and which of them have to be one."""
+    places: list[_Place] = []
+    order: list[int] = []
+    shared: list[tuple[int, int]] = []
+    known: dict[tuple[int, str], int] = {}
+
+    def number(place: _Place | None) -> int:
+        assert place is not None
+        key = id(place[0]), place[1]
+        if key not in known:
+            known[key] = inputs + len(places)
+            places.append(place)
+        return known[key]
+
+    for source in plan.sources:
+        if source.kind == "constant":
+            order.append(-1)
+        else:
+            order.append(source.index if source.kind == "input" else number(_place(module, source.name)))
+        shared += [(order[-1], number(_place(module, name))) for name, _ in source.others]
+    if plan.flags is not None:
+        for sub in members.modules(module):
+            for name, parameter in sub._parameters.items():
+                if parameter is not None:
+                    number((sub._parameters, name))
+    constants = itertools.count(inputs + len(places))
+    return places, [next(constants) if k < 0 else k for k in order], shared
+
+
+def _place(module: nn.Module, name: str) -> _Place | None:
+    """The table that has a parameter or a buffer, by qualified name; None for what is something else."""
+    path, own = split(name)
+    owner = lookup(module, path) if path else module
+    if isinstance(owner, nn.Module):
+        for table in (owner._parameters, owner._buffers):
+            if isinstance(table.get(own), Tensor):
+                return table, own
+    return None
+
+
+def _unchanged(known: Any) -> Callable[[], bool]:
+    """What tells whether modules have the attributes that they had, and the children."""
+    if not _HAVE_VERSIONS:
+        return functools.partial(Seen.are_fixed, known)
+    modules = [sub for sub, *_ in known]
+    children = [sub._modules for sub in modules]
+
+    def now() -> list[Any]:
+        return [*map(type, modules), *map(dict_version, map(_dict_of, modules)), *map(dict_version, children)]
+
+    before = now()
+    return lambda: now() == before
+
+
+def _hooks_of(modules: list[nn.Module]) -> list[dict[int, Any]]:
+    """The tables of hooks of modules, and of those for all modules."""
+    found: list[Any] = [
+        _hooks._global_forward_hooks,
+        _hooks._global_forward_pre_hooks,
+        _hooks._global_backward_hooks,
+        _hooks._global_backward_pre_hooks,
+    ]
+    for sub in modules:
+        found += [sub._forward_hooks, sub._forward_pre_hooks, sub._backward_hooks, sub._backward_pre_hooks]
+    return found
+
+
+def _is_special() -> bool:
+    """Whether torch is asked to do something out of the ordinary with all operators."""
+    return bool(_dispatch_modes() or _function_modes() or is_any_set_aside())

@@ -25,7 +25,7 @@ from linrec.capture.recorders import READS_REQUIRES_GRAD, Record
 from linrec.capture.snapshot import Memos, in_both, memos, snapshot_attributes
 from linrec.capture.trace import raised_at
 from linrec.ir import members
-from linrec.ir.held import held, named_attributes
+from linrec.ir.held import held, named_attributes, places
 from linrec.ir.obstruction import refuse
 from linrec.ops.precision import autocast_state
 
@@ -64,6 +64,7 @@ def fingerprint(
     parts.append(tuple((i, tuple(sorted(d.items()))) for i, d in axis.dims.items()))
     parts.append(tuple(type(x).__name__ if isinstance(x, Tensor) else repr(x) for x in leaves))
     parts += [torch.is_grad_enabled(), autocast_state()]
+    parts.append(tuple([tuple(names) for names in places(module).values() if len(names) > 1]))
     short = [x for x in resize(leaves, axis.dims, SHORT) if isinstance(x, Tensor)]
     for x, free in zip(short, free_dims(leaves, axis, varied), strict=True):
         parts.append((x.dtype, x.device, *(None if d in free else size for d, size in enumerate(x.shape))))

@@ -62,6 +62,11 @@ def flattened(args: Any, kwargs: Any) -> tuple[list[Any], Any]:
     return list(args), spec
 
 
+def is_single(args: Any, kwargs: Any) -> bool:
+    """Whether each argument is one leaf, so that the leaves are the arguments in their order."""
+    return all(type(x) in _FLAT for x in args) and all(type(x) in _FLAT for x in kwargs.values())
+
+
 def is_positional(spec: Any) -> bool:
     """Whether `flattened` found nothing but single values by position: then a leaf is an argument."""
     return id(spec) in _numbers

@@ -14,7 +14,7 @@ from linrec.capture.trace import Trace
 from linrec.ir.held import lookup
 from linrec.ir.nodes import shape_of, value
 from linrec.ir.obstruction import refuse
-from linrec.ir.timeaxis import size
+from linrec.ir.timeaxis import size, zeros
 from linrec.runtime.plan import TimeDim
 
 _COMPOSED = frozenset(["linear", "matmul", "einsum", "conv1d", "conv2d", "layer_norm", "softmax", "softplus", "silu"])
@@ -43,6 +43,20 @@ def python_sizes(graph_module: fx.GraphModule) -> None:
     for node in graph_module.graph.nodes:
         if node.op == "call_function" and node.target is torch.ops.aten.sym_size.int:
             node.target = size
+
+
+def zeros_for_states(graph_module: fx.GraphModule) -> None:
+    """Let a graph make zeros for a state at once that are to be like a step of a tensor, and not take that step."""
+    aten = torch.ops.aten
+    for node in graph_module.graph.nodes:
+        if node.target is not aten.zeros_like.default or any(node.kwargs.values()):
+            continue
+        like = node.args[0]
+        if like.target is aten.select.int and len(node.args) == 1:
+            x, dim, _ = like.args
+            node.target, node.args, node.kwargs = zeros, (x, dim % len(shape_of(x))), {}
+            if not like.users:
+                graph_module.graph.erase_node(like)
 
 
 def length_node(t: Trace, axis: TimeAxis) -> fx.Node:

@@ -17,7 +17,15 @@ MAX_WAIT = 60.0
 _compiling = threading.Lock()
 _process = object()
 """Another one in a forked process."""
-inside = threading.local()
+
+
+class _Inside(threading.local):
+    """How many compilations this thread is inside of."""
+
+    depth = 0
+
+
+inside = _Inside()
 
 
 def _forked() -> None:
@@ -98,7 +106,7 @@ class Turns:
             if not free:
                 self._compiling = None
                 self._condition.notify_all()
-        inside.depth = getattr(inside, "depth", 0) + 1
+        inside.depth += 1
         try:
             with unpacked(), uncached_autocast():
                 yield free

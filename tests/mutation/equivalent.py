@@ -15,8 +15,6 @@ EQUIVALENT: dict[str, str] = {
     "does not read itself is right as a number, too",
     "booleans._is_flag: condition dropped: _is_pointwise(n) and": "element by element nothing becomes smaller, and the "
     "update has the flag's size",
-    "Shortcut.serves: guard dropped: if self._takes_all": "then `given` finds the same, and takes longer",
-    "shortcut._modes: results swapped": "they are compared with themselves only",
     "RULES[aten.where.Scalar]": "of two numbers, it reads no state; state-free it is an atom without a rule as well",
     "Algebra.is_free: condition dropped: not isinstance(node, fx.Node)": "what is no node is in neither set",
     "Algebra.of: condition dropped: not isinstance(node, fx.Node)": "the value of what is no node is itself, no tensor",

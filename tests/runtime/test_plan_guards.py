@@ -346,13 +346,3 @@ def test_tensors_without_memory() -> None:
         model.total, model.box = total, [None]
         assert not any(whole.shares_what_it_writes(model, [X, other]) for other in others)
         assert whole.shares_what_it_writes(model, [X, total])
-
-
-def test_whether_sizes_are_all_that_a_plan_asks_for() -> None:
-    assert plan().takes_all() and plan(inputs=2).takes_all()
-    assert not plan(flags=(False,)).takes_all() and not plan(contiguous=True).takes_all()
-    assert not plan(state=[(X.dtype, X.shape, X.device)]).takes_all()
-    assert not plan(inputs=2, state=[None, (X.dtype, X.shape, X.device)]).takes_all()
-    assert not plan(outputs=[("input", 0)]).takes_all()
-    twice = Source("buffer", "total", others=(("count", ()),))
-    assert not plan(sources=[Source("input", index=0), twice]).takes_all()

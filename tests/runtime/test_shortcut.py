@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import linrec
 from linrec.capture.numbers import StepNumbers
 from linrec.runtime import dispatcher as dispatchers
+from linrec.runtime import shortcut as shortcuts
 from linrec.runtime.dispatcher import Dispatcher
 from linrec.runtime.placement import default_device, without_default_device
 from linrec.runtime.shortcut import Shortcut
@@ -65,8 +67,8 @@ class Pair:
         self.served = 0
         serves = Shortcut.serves
 
-        def counted(known: Shortcut, args: Any) -> Any:
-            found = serves(known, args)
+        def counted(known: Shortcut, args: Any, kwargs: Any) -> Any:
+            found = serves(known, args, kwargs)
             self.served += found is not None
             return found
 
@@ -205,7 +207,9 @@ class Watching(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("how", ["grad", "autocast", "device", "default dtype", "dispatch", "eval", "hook for all"])
+@pytest.mark.parametrize(
+    "how", ["grad", "autocast", "device", "default dtype", "dispatch", "eval", "trace", "hook for all"]
+)
 def test_other_modes(pair: Pair, how: str) -> None:
     x, before = of(2, 20, 3), pair.served
     if how == "grad":
@@ -229,6 +233,9 @@ def test_other_modes(pair: Pair, how: str) -> None:
     elif how == "eval":
         pair.model.eval()(x)
         pair.model.train()
+    elif how == "trace":
+        with warnings.catch_warnings(action="ignore"):
+            torch.jit.trace(pair.model, x, check_trace=False)
     else:
         handle = nn.modules.module.register_module_forward_hook(lambda module, args, result: None)
         try:
@@ -253,7 +260,7 @@ def shortcut(leaves: list[Any], **changes: Any) -> Shortcut | None:
     frozen, _ = seen.frozen(submodules(module))
     known = seen.fixed(frozen)
     assert known is not None
-    return Shortcut.of(module, leaves, known, plan(**changes), None, 6)
+    return Shortcut.of(module, leaves, (), known, plan(**changes), None, 6)
 
 
 def test_of_which_calls_nothing_is_remembered() -> None:
@@ -288,8 +295,20 @@ def test_arguments_stay_in_order() -> None:
         a, x = of(2, 20, 3) * scale, of(2, 20, 3)
         torch.testing.assert_close(model(a, x), Decay()(a, x))
     dispatcher = model.__dict__["forward"]
-    assert dispatcher.shortcut.serves((a, x)) is not None and dispatcher.last_plan.takes_all()
+    assert dispatcher.shortcut.serves((a, x), {}) is not None
     assert dispatcher.last_plan.broken_from is None
+
+
+def test_one_tensor_for_two_arguments() -> None:
+    model = linrec.parallelize(Decay())
+    a, x = of(2, 20, 3) * 0.1, of(2, 20, 3)
+    for args in ((a, a), (a, x), (x, x), (x, a)):
+        for _ in range(2):
+            torch.testing.assert_close(model(*args), Decay()(*args))
+        known = model.__dict__["forward"].shortcut
+        one = args[0] is args[1]
+        assert (known.serves((a, a), {}) is not None) == one and (known.serves((a, x), {}) is None) == one
+        torch.testing.assert_close(model(x, a), Decay()(x, a))
 
 
 def test_arguments_by_name_come_in_any_order() -> None:
@@ -297,8 +316,14 @@ def test_arguments_by_name_come_in_any_order() -> None:
     a, x = of(2, 20, 3) * 0.1, of(2, 20, 3)
     for _ in range(3):
         torch.testing.assert_close(model(x=x, a=a), Decay()(a, x))
-    assert model.__dict__["forward"].shortcut is None
+    known = model.__dict__["forward"].shortcut
+    assert known.serves((), {"x": x, "a": a}) is not None
+    for args, kwargs in (((), {"a": a, "x": x}), ((x,), {"a": a}), ((x, a), {}), ((a,), {"x": x})):
+        assert known.serves(args, kwargs) is None
+    torch.testing.assert_close(model(a=a, x=x), Decay()(a, x))
     torch.testing.assert_close(model(x, a), Decay()(x, a))
+    torch.testing.assert_close(model(a, x=x), Decay()(a, x))
+    torch.testing.assert_close(model(a, x=x), Decay()(a, x))
 
 
 def test_calls_that_are_served_are_not_looked_at(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -313,7 +338,7 @@ def test_after_a_check() -> None:
     model = linrec.parallelize(Decay())
     a, x = of(2, 20, 3) * 0.1, of(2, 20, 3)
     model(a, x)
-    assert model.__dict__["forward"].shortcut.serves((a, x)) is not None
+    assert model.__dict__["forward"].shortcut.serves((a, x), {}) is not None
 
 
 def test_what_other_calls_have_changed_meanwhile() -> None:
@@ -329,11 +354,129 @@ def test_what_other_calls_have_changed_meanwhile() -> None:
 def test_tensors_that_are_elsewhere_or_otherwise() -> None:
     x = of(2, 6, 3)
     known = shortcut([x])
-    assert known is not None and known.serves((x + 1,)) is not None
-    assert known.serves((x.to("meta"),)) is None and known.serves((x.to_sparse(),)) is None
+    assert known is not None and known.serves((x + 1,), {}) is not None
+    assert known.serves((x.to("meta"),), {}) is None and known.serves((x.to_sparse(),), {}) is None
     served = []
-    torch.func.vmap(lambda each: (served.append(known.serves((each,))), each)[1])(torch.stack([x, x]))
+    torch.func.vmap(lambda each: (served.append(known.serves((each,), {})), each)[1])(torch.stack([x, x]))
     assert served == [None]
+
+
+def test_what_is_no_tensor_where_one_was() -> None:
+    known = shortcut([of(2, 6, 3), 1])
+    assert known is not None and known.serves((of(2, 6, 3), 1), {}) is not None
+    for other in (None, 1, [of(2, 6, 3)], of(2, 6, 3).numpy(), nn.Parameter(of(2, 6, 3)), of(2, 6, 3).requires_grad_()):
+        assert known.serves((other, 1), {}) is None
+    for number in (True, 1.0, 2, None, of(1)):
+        assert known.serves((of(2, 6, 3), number), {}) is None
+    assert known.serves((of(2, 6, 3),), {}) is None and known.serves((of(2, 6, 3), 1, 1), {}) is None
+
+
+def _set_often(model: Any, value: float) -> None:
+    """Set an attribute so often that Python has found a quick way to do it."""
+    for k in range(200):
+        model.decay = 0.9 if k < 199 else value
+
+
+def test_attributes_that_are_set_often(pair: Pair) -> None:
+    pair.both(lambda m: _set_often(m, 0.7))
+    pair.same(of(2, 20, 3))
+    assert pair.same(of(2, 20, 3))
+    pair.both(lambda m: _set_often(m, 0.3))
+    assert not pair.same(of(2, 20, 3))
+    pair.both(lambda m: m.__dict__.update(decay=0.4))
+    assert not pair.same(of(2, 20, 3))
+    pair.both(lambda m: object.__setattr__(m, "__dict__", {**m.__dict__, "decay": 0.5}))
+    assert not pair.same(of(2, 20, 3)) and pair.same(of(2, 20, 3))
+
+
+def test_without_versions_of_dicts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shortcuts, "_HAVE_VERSIONS", False)
+    pair = Pair(monkeypatch)
+    for _ in range(2):
+        pair.same(of(2, 20, 3))
+    assert pair.same(of(2, 20, 3))
+    for change in ("attribute", "child", "class"):
+        pair.both(CHANGES[change])
+        assert not pair.same(of(2, 20, 3)) and pair.same(of(2, 20, 3))
+
+
+class Shared(nn.Module):
+    """Has a weight by two names, asks whether it is to be trained, and keeps its last state."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([0.9, 0.4, 0.3], dtype=torch.float64))
+        self.again, self.idle = self.weight, nn.Parameter(torch.ones(1, dtype=torch.float64))
+        self.register_buffer("last", torch.zeros(2, 3, dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, out = self.last.clone(), []
+        drive = x * self.again if self.idle.requires_grad else x * 2.0
+        for t in range(x.shape[1]):
+            h = self.weight * h + drive[:, t]
+            out.append(h)
+        self.last.copy_(h.detach())
+        return torch.stack(out, 1)
+
+
+def test_names_flags_and_buffers_that_are_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    pair = Pair(monkeypatch)
+    pair.model, pair.oracle = linrec.parallelize(Shared()), Shared()
+
+    def same() -> bool:
+        before, x = pair.served, of(2, 20, 3)
+        ours, theirs = pair.model(x), pair.oracle(x)
+        grads = [torch.autograd.grad(y.sum(), m.weight)[0] for m, y in ((pair.model, ours), (pair.oracle, theirs))]
+        for a, b in ((ours, theirs), grads, (pair.model.last, pair.oracle.last)):
+            torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+        return pair.served > before
+
+    def served() -> bool:
+        same()
+        return same()
+
+    assert served() and served()
+    pair.both(lambda m: m.idle.requires_grad_(False))
+    assert not same() and served()
+    pair.both(lambda m: setattr(m, "again", nn.Parameter(torch.tensor([0.1, 0.2, 0.3], dtype=torch.float64))))
+    assert not same() and served()
+    pair.both(lambda m: m._buffers.update(last=m.weight.detach()[None].expand(2, 3)))
+    before = pair.served
+    for m in (pair.model, pair.oracle):
+        with pytest.raises(RuntimeError):
+            m(of(2, 20, 3))
+    assert pair.served == before
+
+
+class Dense(nn.Module):
+    """Asks how its input lies in memory."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, out = x[:, 0] * 0, []
+        scale = 1.0 if x.is_contiguous() else 2.0
+        for t in range(x.shape[1]):
+            h = 0.5 * h + scale * x[:, t]
+            out.append(h)
+        return torch.stack(out, 1)
+
+
+def test_how_tensors_lie_where_forward_asks() -> None:
+    model = linrec.parallelize(Dense())
+    x = of(2, 20, 3)
+    other = x.transpose(0, 1).contiguous().transpose(0, 1)
+    for each in (x, x, x, other, other, x):
+        torch.testing.assert_close(model(each), Dense()(each))
+
+
+def test_a_parameter_that_is_gone(pair: Pair) -> None:
+    def without(m: Any) -> None:
+        m.first._parameters["weight"] = None
+
+    pair.both(without)
+    before = pair.served
+    with pytest.raises(TypeError):
+        pair.model(of(2, 20, 3))
+    assert pair.served == before
 
 
 def test_strict_models_have_none(monkeypatch: pytest.MonkeyPatch) -> None:
