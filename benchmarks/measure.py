@@ -43,7 +43,8 @@ class Row:
         seconds: median of a training step; None where the variant is not installed.
         ratio: median over the rounds of its time over that of linrec in the same round.
         memory: greatest number of bytes that torch held during the step beyond what it held before; None for JAX.
-        error: greatest relative error of value and gradients against the loop in double precision, at a short length.
+        error: greatest relative error of value and gradients against the loop in double precision, at a short length;
+            None for what computes something else.
         first: seconds of the first call at this length, which compiles and checks.
         wanted: how many times slower than linrec this peer ought to be.
         note: why there are no figures.
@@ -105,7 +106,7 @@ def run(
             seconds=statistics.median(seconds[name]),
             ratio=statistics.median(s / o for s, o in zip(seconds[name], seconds["linrec"], strict=False)),
             memory=memory[name],
-            error=errors[name],
+            error=errors.get(name),
             first=first[name],
             wanted=case.wanted.get(name),
         )
@@ -130,7 +131,8 @@ def check(variants: Mapping[str, Variant], inputs: Sequence[Tensor], gradient: T
     call = copy.deepcopy(loop.call).double() if isinstance(loop.call, nn.Module) else loop.call
     exact = Variant(call, loop.static, loop.derived)
     wide = exact.collect(exact.prepare([x.double() for x in inputs], None if gradient is None else gradient.double())())
-    errors = {n: difference(v.collect(v.prepare(inputs, gradient)()), wide) for n, v in variants.items()}
+    same = {n: v for n, v in variants.items() if v.same}
+    errors = {n: difference(v.collect(v.prepare(inputs, gradient)()), wide) for n, v in same.items()}
     for name, error in errors.items():
         if not error <= max(ALLOWED, 4 * errors["loop"]):
             raise Disagreement(f"{name} is off by {error:.1e}, the loop in single precision by {errors['loop']:.1e}")
@@ -160,8 +162,12 @@ def first_calls(variants: Mapping[str, Variant], inputs: Sequence[Tensor], gradi
         result = step()
         seconds[name] = time.perf_counter() - begin
         results[name] = variant.collect(result)
-    reference = "loop" if "loop" in results else next((n for n in results if n != "linrec"), "linrec")
+    reference = (
+        "loop" if "loop" in results else next((n for n in results if n != "linrec" and variants[n].same), "linrec")
+    )
     for name, result in results.items():
+        if not variants[name].same:
+            continue
         error = difference(result, results[reference])
         if not error <= 10 * ALLOWED:
             raise Disagreement(f"{name} is off by {error:.1e} from {reference} at full length")

@@ -27,7 +27,8 @@ def cells(row: Row) -> list[str]:
         return [row.variant, row.note, "", "", "", ""]
     memory = "" if row.memory is None else f"{row.memory / 2**20:.3g}"
     wanted = "" if row.wanted is None else f"{row.wanted:g}"
-    return [row.variant, _time(row.seconds), f"{row.ratio:.2f}", wanted, memory, f"{row.error:.0e}"]
+    error = "" if row.error is None else f"{row.error:.0e}"
+    return [row.variant, _time(row.seconds), f"{row.ratio:.2f}", wanted, memory, error]
 
 
 COLUMNS = ("variant", "ms", "over linrec", "wanted", "MiB", "error")

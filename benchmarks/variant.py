@@ -28,12 +28,15 @@ class Variant:
         call: a module, or a function of the case's inputs; returns one tensor.
         static: arguments after the inputs, which need no derivative.
         derived: whether a step takes derivatives by the inputs.
+        same: whether it computes what the loop does; if not, it is there to compare with, and its results are not.
     """
 
-    def __init__(self, call: Callable[..., Tensor], static: Sequence[Any] = (), derived: bool = True) -> None:
+    def __init__(
+        self, call: Callable[..., Tensor], static: Sequence[Any] = (), derived: bool = True, same: bool = True
+    ) -> None:
         self.call = call
         self.static = tuple(static)
-        self.derived = derived
+        self.derived, self.same = derived, same
 
     def prepare(self, inputs: Sequence[Tensor], gradient: Tensor | None) -> Callable[[], Any]:
         """A training step that has all it needs, to be timed.

@@ -58,6 +58,11 @@ def _use_mambapy(sizes: Sizes, loop: Any) -> Variant:
     return Variant(mixer)
 
 
+def _product(sizes: Sizes, loop: Any) -> Variant:
+    """What torch takes for one product of the same tensors: as many bytes read and written as by the gate."""
+    return Variant(torch.mul, same=False)
+
+
 def _mambapy(sizes: Sizes, loop: Any) -> Variant:
     mamba = optional("mambapy.mamba")
     block = mamba.MambaBlock(mamba.MambaConfig(d_model=sizes["D"], n_layers=1, d_state=sizes["N"]))
@@ -74,7 +79,7 @@ _GATE: dict[str, Any] = {
     "tiny": {"B": 2, "T": 16, "D": 8},
     "inputs": _gate_inputs,
     "loop": lambda sizes: gate,
-    "peers": {"mambapy pscan": _pscan, "JAX lax.scan": _lax_scan},
+    "peers": {"mambapy pscan": _pscan, "JAX lax.scan": _lax_scan, "a * x, no recurrence": _product},
 }
 
 CASES = [

@@ -359,7 +359,7 @@ class _Backward:
             before = f.byte(states, b.mul(inside, row))
             kept = f.byte(saved, b.mul(inside, b.mul(head["chunks"], b.integer(self.saved.size))))
             regions = before, f.byte(before, row), kept
-        with f.chunks() as chunk:
+        with f.chunks(descending=True) as chunk:
             sources = self._given(chunk, at) | self._seeds(chunk, at)
             sources |= {("cot", *k): m for k, m in self._members(self.cots, cots[0]).items()}
             if regions is not None:

@@ -224,12 +224,18 @@ class Frame:
         return self.byte(self.memory, at)
 
     @contextlib.contextmanager
-    def chunks(self) -> Iterator[Chunk]:
-        """For each chunk of the block. Its number is `self.chunk_number`."""
+    def chunks(self, descending: bool = False) -> Iterator[Chunk]:
+        """For each chunk of the block, by ascending or descending addresses. Its number is `self.chunk_number`.
+
+        Where steps are taken from the last to the first, what is read goes down in memory as a whole if the chunks of a
+        step do, too: the processor tells by that what will be wanted next.
+        """
         b = self.b
         with b.loop(self.chunk_count) as loop:
             self.chunk_number = loop.index
-            yield self._chunk(b.mul(loop.index, b.integer(self.form.width)))
+            if descending:
+                self.chunk_number = b.op("sub", b.op("sub", self.chunk_count, b.integer(1)), loop.index)
+            yield self._chunk(b.mul(self.chunk_number, b.integer(self.form.width)))
 
     def no_chunk(self) -> Chunk:
         """For what is done once for a block."""

@@ -3,6 +3,7 @@ the memory that a call makes."""
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from linrec.codegen.lanes import Operand
 from linrec.codegen.llvm import size_of
 from linrec.codegen.memory import Form
 from linrec.codegen.signature import Signature
-from linrec.ops.buffers import buffers
+from linrec.ops.buffers import buffers, extent
 
 LINE = 64
 """Bytes that go to memory together."""
@@ -35,9 +36,15 @@ class Room:
     dtype: torch.dtype
     stride: tuple[int, ...] | None = None
 
+    @functools.cached_property
+    def _bytes(self) -> int:
+        return extent(self.size, self.stride) * self.dtype.itemsize
+
     def make(self) -> Tensor:
         """The memory, with anything in it."""
-        return buffers.empty(self.size, self.dtype, self.stride)
+        if self.stride is None:
+            return buffers.empty(self.size, self.dtype)
+        return buffers.of(self._bytes, self.size, self.dtype, self.stride)
 
     def shadow(self) -> Tensor:
         """A tensor like it without memory."""

@@ -42,6 +42,13 @@ def dense(size: Sequence[int], stride: Sequence[int]) -> tuple[int, ...]:
     return torch.empty_like(torch.empty_strided(size, stride, device="meta")).stride()
 
 
+def extent(size: Sequence[int], stride: Sequence[int] | None) -> int:
+    """How many elements lie between the first and the last one of a tensor, these included; contiguous if None."""
+    if stride is None or 0 in size:
+        return math.prod(size)
+    return 1 + sum((n - 1) * by for n, by in zip(size, stride, strict=True))
+
+
 class Buffers:
     """Storages, those last that were asked for last. One that only this object still holds may be handed out again.
 
@@ -64,17 +71,19 @@ class Buffers:
             size: of each dimension; dtype: of the elements.
             stride: of a tensor without overlaps; contiguous if None.
         """
-        need = math.prod(size) * dtype.itemsize
-        if need < _LEAST or need > self.most or self._alone is None:
+        need = extent(size, stride) * dtype.itemsize
+        if stride is None and need >= _LEAST:
+            stride = [math.prod(size[d + 1 :]) for d in range(len(size))]
+        return self.of(need, size, dtype, stride)
+
+    def of(self, need: int, size: Sequence[int], dtype: torch.dtype, stride: Sequence[int] | None) -> Tensor:
+        """The same for a number of bytes that is known; the strides of what is large, too."""
+        if need < _LEAST or need > self.most or self._alone is None or stride is None:
             if stride is None:
                 return torch.empty(size, dtype=dtype, device="cpu")
             return torch.empty_strided(size, stride, dtype=dtype, device="cpu")
-        if stride is None:
-            stride = [math.prod(size[d + 1 :]) for d in range(len(size))]
-        else:
-            need = (1 + sum((n - 1) * by for n, by in zip(size, stride, strict=True))) * dtype.itemsize
         new: Any = torch.empty(0, dtype=dtype, device="cpu")
-        found: Tensor = new.set_(self._storage(need), 0, tuple(size), tuple(stride))
+        found: Tensor = new.set_(self._storage(need), 0, size, stride)
         return found
 
     def like(self, x: Tensor) -> Tensor:
