@@ -1,5 +1,6 @@
 """What is proved about a step: its state graph, its polynomial in the states, and the structure of the recurrence."""
 
+from linrec.analysis import attention_rules as attention_rules
 from linrec.analysis import complex_rules as complex_rules
 from linrec.analysis import convolution as convolution
 from linrec.analysis import fourier as fourier

@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 
 from linrec.ir.extension import enter
 from linrec.ir.nodes import emit, value
+from linrec.ir.scan import is_random
 
 aten = torch.ops.aten
 VectorRule = Callable[..., fx.Node]
@@ -83,7 +84,7 @@ class Vectorizer:
         kwargs = fx.map_arg(node.kwargs, lambda n: _Held(self.run(n)))
         args, kwargs = _open(args), _open(kwargs)
         timed = any(s.timed for s in steps_in((args, kwargs)))
-        if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+        if is_random(node):
             raise NotVectorisable("a random operator")
         if not timed:
             args, kwargs = nodes_of(args), nodes_of(kwargs)

@@ -17,6 +17,7 @@ from torch import Tensor, fx
 from linrec.capture.numbers import NUMBERS, takes_tensor
 from linrec.ir.location import places
 from linrec.ir.nodes import shape_of, value
+from linrec.ir.scan import is_random
 
 _READS = (torch.ops.aten.select.int, torch.ops.aten.slice.Tensor)
 
@@ -301,8 +302,7 @@ class LoopFinder:
     def _harmless(self, loop: Loop, position: int, k: int) -> bool:
         """Whether running this position once more, in block k, cannot fail or change anything."""
         node = loop.blocks[0][position]
-        tags = getattr(node.target, "tags", ())
-        if torch.Tag.nondeterministic_seeded in tags or node.op != "call_function":
+        if is_random(node) or node.op != "call_function":
             return False
         for argument in loop.arguments[position]:
             if isinstance(argument, Counter):

@@ -30,6 +30,7 @@ _IDENTITY = {
 }
 _DROPOUTS = {aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default}
 _CASTS = {aten.to.dtype, aten.to.device, aten.to.dtype_layout, aten.to.other, aten.type_as.default}
+_SHAPED_LIKE = {aten.expand_as.default, aten.type_as.default}
 _ASSERTIONS = ("_assert", "sym_constrain", "_functional_assert", "_check")
 _VIEWS = {aten.view.default, aten._unsafe_view.default, aten.reshape.default, aten._reshape_alias.default}
 
@@ -164,6 +165,10 @@ def _simplify(graph: fx.Graph, node: fx.Node) -> None:
         _replace(node, node.args[0])
     elif target is aten.copy.default:
         _simplify_copy(graph, node)
+    elif target in _SHAPED_LIKE:
+        _forget_model(graph, node)
+    elif target is aten.cross.default and len(node.args) == 3:
+        node.target, node.args, node.kwargs = aten.linalg_cross.default, node.args[:2], {"dim": node.args[2]}
     elif target is aten.narrow.default and isinstance(node.args[2], int) and isinstance(node.args[3], int):
         start = node.args[2]
         if start >= 0:
@@ -212,6 +217,17 @@ def _simplify_copy(graph: fx.Graph, node: fx.Node) -> None:
         sizes = [_size_arg(graph, s) for s in value(node).shape]
         new = emit(graph, node, aten.expand.default, (new, sizes), node)
     _replace(node, new)
+
+
+def _forget_model(graph: fx.Graph, node: fx.Node) -> None:
+    """Of a second tensor, which may be a state, only the shape or the dtype is read: both are known."""
+    source = node.args[0]
+    if node.target is aten.expand_as.default:
+        known = {size_expr(value(n)) for n in graph.nodes if isinstance(value(n), torch.SymInt)}
+        if all(isinstance(s, int) or s in known for s in shape_of(node)):
+            node.target, node.args = aten.expand.default, (source, [_size_arg(graph, s) for s in value(node).shape])
+    elif value(source).device == value(node).device:
+        _replace(node, _cast(graph, node, source))
 
 
 def _cast(graph: fx.Graph, node: fx.Node, source: fx.Node) -> fx.Node:

@@ -34,6 +34,8 @@ _ENDS = frozenset((Tensor, nn.Parameter, type, types.FunctionType, types.ModuleT
 """What leads to nothing."""
 _MOST = 20_000
 """Objects that are looked at."""
+_LISTED = frozenset(("_flat_weights", "_flat_weight_refs"))
+"""Where torch's RNNs list their parameters, anew where these are others, as they are while they are traced."""
 
 Held = list[tuple[str, Any, Any]]
 """Containers with the names by which they are found and their content."""
@@ -313,6 +315,8 @@ def assigned(saved: Snapshot, module: nn.Module, known: Memos) -> list[tuple[str
         if gone is not None:
             raise refuse("LR013", f"forward deletes self.{gone}.")
         for name, value in sub.__dict__.items():
+            if name in _LISTED and isinstance(sub, nn.RNNBase):
+                continue
             old = state.get(name, getattr(type(sub), name, _Missing))
             if _is_other(old, value, f"self.{name}"):
                 found.append((paths[id(sub)], name, (), value))

@@ -83,4 +83,15 @@ def fresh_name(graph_module: fx.GraphModule, stem: str) -> str:
 
 def is_random(node: fx.Node) -> bool:
     """Whether an operator draws random numbers."""
-    return node.op == "call_function" and torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+    tagged = node.op == "call_function" and torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+    return tagged and not _drops_nothing(node)
+
+
+def _drops_nothing(node: fx.Node) -> bool:
+    """Whether an operator that draws for its dropout only (attention, an LSTM) is asked for none."""
+    target: Any = node.target
+    given = {a.name: a.default_value for a in target._schema.arguments if a.has_default_value()}
+    given.update(zip((a.name for a in target._schema.arguments), node.args, strict=False))
+    given.update(node.kwargs)
+    rates = [given[name] for name in ("dropout", "dropout_p") if name in given]
+    return bool(rates) and (rates == [0] or given.get("train") is False)

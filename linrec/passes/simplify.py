@@ -6,14 +6,18 @@ from __future__ import annotations
 from collections.abc import Hashable
 from dataclasses import dataclass
 
+import torch
 from torch import fx
 
 from linrec.capture.autocast import is_licence
 from linrec.capture.loops import leaves_of
+from linrec.ir.nodes import emit, size_expr, size_node, value
 from linrec.ir.scan import is_random, scan_nodes
 from linrec.passes.base import Pass, PassResult
 from linrec.passes.detached import detach_inputs, detach_states
 from linrec.passes.rewrite import ScanView, erase_scan, insert_scan, repeat_steps, step_graph
+
+aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
@@ -106,7 +110,8 @@ def merge_equal(graph: fx.Graph) -> None:
 
 
 def _invariants(graph_module: fx.GraphModule, view: ScanView) -> dict[fx.Node, fx.Node]:
-    """Write what depends on constants only in front of the loop; return where each such node went."""
+    """Write what depends on constants only, or on no more of a state than its shape, in front of the loop; return where
+    each such node went."""
     env = dict(zip(view.consts, view.constants, strict=True))
     for carry, update, initial in zip(view.carries, view.updates, view.initial, strict=True):
         if carry is update:
@@ -120,7 +125,34 @@ def _invariants(graph_module: fx.GraphModule, view: ScanView) -> dict[fx.Node, f
                 new = graph_module.graph.node_copy(node, lambda n: env[n])
             new.meta = dict(node.meta)
             env[node] = moved[node] = new
+        elif (filled := _filled(graph_module.graph, view.node, node)) is not None:
+            env[node] = moved[node] = filled
     return moved
+
+
+_FILLED = {
+    aten.zeros_like.default: 0,
+    aten.ones_like.default: 1,
+    aten.new_zeros.default: 0,
+    aten.new_ones.default: 1,
+}
+_FILLED_BY = {aten.full_like.default: 1, aten.new_full.default: 2}
+"""Operators that fill a tensor of the shape of another with one number; which number, or which argument that is."""
+
+
+def _filled(graph: fx.Graph, before: fx.Node, node: fx.Node) -> fx.Node | None:
+    """What a step fills with a number, made in front of the loop from its shape alone; None for any other operator."""
+    number = _FILLED.get(node.target)
+    if node.target in _FILLED_BY:
+        number = node.args[_FILLED_BY[node.target]] if len(node.args) > _FILLED_BY[node.target] else None
+    if not isinstance(number, (bool, int, float, complex)):
+        return None
+    made = value(node)
+    try:
+        sizes = [s if isinstance(s, int) else size_node(graph, before, s) for s in map(size_expr, made.shape)]
+    except LookupError:
+        return None
+    return emit(graph, before, aten.full.default, (sizes, number), node, {"dtype": made.dtype, "device": made.device})
 
 
 def _live_carries(view: ScanView) -> set[int]:

@@ -491,3 +491,8 @@ for shape in ((B, 4), (B, 4, 3), (B, 4, 3, 2)):
 for source, index in ((aten.unbind.int, 1), (aten.split.Tensor, 0), (aten.sort.default, 1)):
     args = {aten.split.Tensor: (2,)}.get(source, ())
     CASES.append(Case(operator.getitem, (Case(source, (V(4, 3), *args)), index)))
+_ATTENTION = aten.scaled_dot_product_attention.default
+case(_ATTENTION, V(B, 2, 5, 4), W(B, 2, 6, 4), V(B, 2, 6, 3), W(5, 6))
+case(_ATTENTION, *[V(5, 4)] * 3, None, 0.0, True, scale=0.3)
+case(_ATTENTION, V(B, 5, 4), W(B, 6, 4), W(B, 6, 4), W(5, 6, dtype=torch.bool))
+case(_ATTENTION, *[V(B, 5, 4)] * 3, V(B, 5, 5), refused=True)

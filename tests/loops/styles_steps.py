@@ -174,3 +174,65 @@ class DiagonalCancelling(Diagonal):
 
     def update(self, h: Tensor, f: Tensor, v: Tensor) -> Tensor:
         return 0.2 * ((h + v) * (h + v) - h * h - v * v) + f * h
+
+
+@ENTRIES.add(btd(D))
+class GateOfOnesLikeTheState(Diagonal):
+    """A softmax over a gate and tensors that are made like the state: only its shape is read."""
+
+    def update(self, h: Tensor, f: Tensor, v: Tensor) -> Tensor:
+        made = [torch.ones_like(h), torch.full_like(h[:, :1], 0.3).tanh().expand_as(h), h.new_zeros(h.shape)]
+        gates = torch.softmax(torch.stack([f, v, *made]), 0)
+        return gates[0] * h + gates[1] * v + gates[2:].sum(0)
+
+
+@ENTRIES.add(btd(D))
+class GateExpandedAsTheState(Diagonal):
+    """`expand_as` and `type_as` read the shape and the dtype of the state."""
+
+    def update(self, h: Tensor, f: Tensor, v: Tensor) -> Tensor:
+        spread = f[:, :1].expand_as(h)
+        return torch.sigmoid(spread - (v > 0).type_as(h)) * h + v
+
+
+@ENTRIES.add(btd(D))
+class AttentionOfTheInput(Diagonal):
+    """Attention without dropout draws nothing."""
+
+    def update(self, h: Tensor, f: Tensor, v: Tensor) -> Tensor:
+        heads = v.view(v.shape[0], 1, -1, 1)
+        mixed = F.scaled_dot_product_attention(heads, heads, heads).flatten(1)
+        return f * h + mixed
+
+
+@ENTRIES.add(btd(D))
+class RnnBeforeTheLoop(Diagonal):
+    """torch's own RNNs list their parameters anew while they are traced, where these are others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.LSTM(D, D, num_layers=2, batch_first=True, bidirectional=True, proj_size=D // 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(self.rnn(x)[0])
+
+    def update(self, h: Tensor, f: Tensor, v: Tensor) -> Tensor:
+        return f * h + v
+
+
+@ENTRIES.add(btd(D), "partial")
+class RnnInTheStep(Diagonal):
+    """Without dropout it draws nothing; it has a state of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.GRU(D, D, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        f = self.gates(x)[0]
+        h, own, ys = torch.zeros_like(x[:, 0]), None, []
+        for t in range(x.shape[1]):
+            y, own = self.rnn(x[:, t : t + 1], own)
+            h = f[:, t] * h + y[:, 0]
+            ys.append(h)
+        return torch.stack(ys, 1)

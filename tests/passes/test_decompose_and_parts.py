@@ -38,6 +38,7 @@ COMPOSED: dict[str, Step] = {
     "multi_dot": lambda h, u, w: torch.linalg.multi_dot([h, w, w.T]) * 0.5 + u,
     "vecdot": lambda h, u, w: h * 0.5 + torch.linalg.vecdot(h, u)[:, None] * w[0],
     "cross": lambda h, u, w: torch.cat([torch.linalg.cross(h[:, :3], u[:, :3]), h[:, 3:]], 1) * 0.5 + u,
+    "torch.cross": lambda h, u, w: torch.cat([torch.cross(h[:, :3], u[:, :3], dim=1), h[:, 3:]], 1) * 0.5 + u,
     "one in another": lambda h, u, w: torch.inner(torch.hstack([h[:, 2:], h[:, :2]]).tile(1, 1), w) * 0.5 + u,
     "parts of several": lambda h, u, w: torch.hsplit(torch.hsplit(h, 2)[1].tile(1, 2), 2)[0].tile(1, 2) * 0.5 + u,
     "tile": lambda h, u, w: h[:, :2].tile(1, 2) * 0.5 + u,
