@@ -149,6 +149,10 @@ def hooked(module: nn.Module) -> bool:
 
 def one_way(module: nn.Module) -> Obstruction | None:
     """Why this module must not even be run for information, if so."""
+    for name, sub in members.named_modules(module):
+        if isinstance(sub, torch.jit.ScriptModule):  # whose attributes are not where those of Python's modules are
+            text = f"the submodule {name!r} is a {type(sub).__name__} of TorchScript."
+            return Obstruction("LR002", "", text, "Leave it as it was; functions of TorchScript are understood.")
     for name, x in reachable(module):
         if is_one_way(x):
             text = f"forward may use '{name}', a {type(x).__name__}, and what that changes cannot be taken back."
