@@ -51,6 +51,7 @@ ONE_IN = {
     "tests/runtime/test_autocast.py": 2,
     "tests/runtime/test_batch_norm.py": 2,
     "tests/runtime/test_periods.py": 3,
+    "tests/runtime/test_turns_taken.py": 5,
     "tests/runtime/test_buffers.py": 3,
     "tests/runtime/test_changes.py": 2,
     "tests/runtime/test_holders.py": 3,

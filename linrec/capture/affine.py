@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -27,3 +28,16 @@ def affine_through(a: int, b: int, first: int, second: int, period: int = 1) -> 
     if slope % period == 0:
         return AffineInt(slope // period, a - slope // period * first)
     return AffineInt(slope, a * period - slope * first, period)
+
+
+_SEEN = 3
+"""How often integers take turns at least."""
+
+
+def turns_of(places: Sequence[int]) -> int:
+    """After how many of these integers, in order, the distances between them are the same again; 0 where they never
+    are."""
+    for turns in range(1, len(places) // _SEEN + 1):
+        if len({b - a for a, b in zip(places, places[turns:], strict=False)}) == 1:
+            return turns
+    return 0

@@ -44,6 +44,7 @@ class TimeAxis:
         owners: the modules whose own operators grow in number with it, in order of first call.
         tensor_leaves: the positions of tensors among the leaves of the call.
         shown_at: the shortest length at which it shows. A loop that begins after some steps may fail at shorter ones.
+        unit: forward takes lengths that are multiples of this.
         ran: the code of the user's that ran; None where that cannot be said.
         forward: what to call, where the number of steps is an argument or an attribute.
         runs: what showed it, at `SHORT` steps, where all else was as in the call and the module itself is an owner; not
@@ -56,9 +57,15 @@ class TimeAxis:
     owners: tuple[nn.Module, ...]
     tensor_leaves: tuple[int, ...]
     shown_at: int = SHORT
+    unit: int = 1
     ran: Ran | None = field(default=None, compare=False, repr=False)
     forward: Following | None = field(default=None, compare=False, repr=False)
     runs: Runs | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def short(self) -> tuple[int, int]:
+        """Two lengths that forward takes, few steps both."""
+        return self.shown_at, self.shown_at + (2 if self.unit == 1 else self.unit)
 
 
 def candidates(leaves: Sequence[Any]) -> Iterator[tuple[int, int, Dims]]:
@@ -170,7 +177,8 @@ def find_time(
                 axis = replace(axis, runs=None)
             yield axis
     if found is None and not shorter:
-        yield from _by_chunks(module, forward, spec, leaves)
+        chunks = list(_by_chunks(module, forward, spec, leaves))
+        yield from chunks or _by_whole_chunks(module, forward, spec, leaves)
     if found is not None or not shorter:
         return
     integers = [
@@ -207,6 +215,33 @@ def _by_chunks(module: nn.Module, forward: Any, spec: Any, leaves: Sequence[Any]
         grown = tuple(m for m, n in most.items() if few.get(m, n) < more.get(m, n) < n)
         if grown:
             yield TimeAxis(leaf, dim, dims, grown, tuple(i for i, x in enumerate(leaves) if isinstance(x, Tensor)))
+
+
+def _by_whole_chunks(module: nn.Module, forward: Any, spec: Any, leaves: Sequence[Any]) -> Iterator[TimeAxis]:
+    """Loops over chunks of a fixed size, of which forward takes whole ones only: that size divides the call's length,
+    and with the smallest divisor that it takes it runs one chunk."""
+    tensors = tuple(i for i, x in enumerate(leaves) if isinstance(x, Tensor))
+    for leaf, dim, dims in candidates(leaves):
+        length = leaves[leaf].shape[dim] - dims[leaf][dim]
+        for size in (n for n in range(2, min(length, _CHUNKS) + 1) if length % n == 0):
+            try:
+                few, more, most = (
+                    count_operators(module, forward, spec, resize(leaves, dims, n * size)).own for n in (1, 2, 3)
+                )
+            except Exception:  # as in _axis
+                continue
+            grown = tuple(m for m, n in most.items() if few.get(m, n) < more.get(m, n) < n)
+            if grown and not _takes(module, forward, spec, resize(leaves, dims, size + 1)):
+                yield TimeAxis(leaf, dim, dims, grown, tensors, size, size)
+            break
+
+
+def _takes(module: nn.Module, forward: Any, spec: Any, leaves: Sequence[Any]) -> bool:
+    try:
+        count_operators(module, forward, spec, leaves)
+    except Exception:  # as in _axis
+        return False
+    return True
 
 
 def _is_part(dims: Dims, whole: Dims) -> bool:
@@ -255,7 +290,7 @@ def _axis(
         follows = forward if isinstance(forward, Following) else None
         kept = runs if runs is not None and short == SHORT and runs.alike else None
         ran = None if runs is None else runs.longer.ran
-        yield TimeAxis(leaf, dim, dims, grown, tensors, short, ran, follows, kept)
+        yield TimeAxis(leaf, dim, dims, grown, tensors, short, 1, ran, follows, kept)
 
 
 _Run = Callable[[nn.Module, Any, Any, list[Any], bool], Record]

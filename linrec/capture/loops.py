@@ -209,13 +209,37 @@ class LoopFinder:
         return best
 
     def _split(self, blocks: list[list[fx.Node]]) -> list[Loop]:
+        if len(blocks) < 3:
+            return []
+        ends = self._ends(blocks)
         for count in range(len(blocks), 2, -1):
             for first in range(len(blocks) - count + 1):
-                loop = self.fit(blocks[first : first + count])
+                loop = self.fit(blocks[first : first + count]) if first + count <= ends[first] else None
                 if loop is not None:
                     before, after = blocks[:first], blocks[first + count :]
                     return [*self._split(before), loop, *self._split(after)]
         return []
+
+    def _ends(self, blocks: list[list[fx.Node]]) -> list[int]:
+        """For each block, up to which one a loop may go that begins there, as far as two neighbours tell: where steps
+        take turns most loops would be tried in vain."""
+        where = {node: (k, q) for k, block in enumerate(blocks) for q, node in enumerate(block)}
+        apart: dict[int, int] = {}
+        for position in range(len(blocks[0])):
+            for column in zip(*(self.leaves[block[position]] for block in blocks), strict=True):
+                if not isinstance(column[0], fx.Node):
+                    continue
+                spots = [where.get(node) for node in column]
+                kinds = [None if spot is None else (k - spot[0], spot[1]) for k, spot in enumerate(spots)]
+                most = max((kind[0] for kind in kinds if kind is not None), default=0)
+                for k in range(1, len(blocks)):
+                    if column[k] is not column[k - 1] and (kinds[k] is None or kinds[k] != kinds[k - 1]):
+                        apart[k] = min(apart.get(k, most), most)
+        # The first blocks of a loop may take what they carry from elsewhere, the others do as the one before.
+        return [
+            min((k for k, back in apart.items() if k - 1 - first >= back and k > first), default=len(blocks))
+            for first in range(len(blocks))
+        ]
 
     def fit(self, blocks: list[list[fx.Node]]) -> Loop | None:
         """The loop made of these blocks, or None where some argument follows no pattern."""

@@ -12,6 +12,7 @@ import sympy
 import torch
 from torch import Tensor, fx
 
+from linrec.capture.affine import turns_of
 from linrec.capture.cells import write_out_cells
 from linrec.capture.equations import without_ellipsis
 from linrec.capture.masks import write_as_choices
@@ -393,7 +394,8 @@ def _drop_overwritten(graph: fx.Graph, node: fx.Node) -> None:
 
 
 def _collapse_buffer(graph: fx.Graph, node: fx.Node) -> None:
-    """A chain of writes to distinct indices becomes one stack, with what the buffer held before at its ends."""
+    """A chain of writes to distinct indices becomes one stack, with what the buffer held before at its ends; of writes
+    at every so many indices, one stack that is written there."""
     store = _store(node)
     if store is None:
         return
@@ -404,16 +406,27 @@ def _collapse_buffer(graph: fx.Graph, node: fx.Node) -> None:
         written.setdefault(link[3], (link[1], base.target is aten.select_scatter.default))
         base = link[0]
     lo, hi = min(written), max(written)
-    if len(written) < 2 or sorted(written) != list(range(lo, hi + 1)):
-        return
     size = shape_of(node)[dim]
-    if not isinstance(size, int):
+    if len(written) < 2 or not isinstance(size, int):
         return
-    items = []
-    for index in range(lo, hi + 1):
-        val, scalar = written[index]
-        items.append(val if scalar else emit(graph, node, aten.select.int, (val, dim, 0), node))
-    new = emit(graph, node, aten.stack.default, (items, dim), node)
+    places = sorted(written)
+    turns = 1 if len(written) == hi + 1 - lo else turns_of(places)
+    if not turns:
+        return
+    items = {
+        index: val if scalar else emit(graph, node, aten.select.int, (val, dim, 0), node)
+        for index, (val, scalar) in sorted(written.items())
+    }
+    step = places[turns] - lo
+    if step > turns:
+        new = base
+        for own in (places[k::turns] for k in range(turns)):
+            stacked = emit(graph, node, aten.stack.default, ([items[index] for index in own], dim), node)
+            new = emit(graph, node, aten.slice_scatter.default, (new, stacked, dim, own[0], own[-1] + 1, step), node)
+        _replace(node, new)
+        graph.eliminate_dead_code()
+        return
+    new = emit(graph, node, aten.stack.default, (list(items.values()), dim), node)
     if (lo, hi) != (0, size - 1):
         pieces = [new]
         if lo > 0:

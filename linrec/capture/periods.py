@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from typing import NamedTuple
 
 from torch import Tensor
@@ -16,21 +16,21 @@ from linrec.capture.recorders import Record
 _PERIODS = (*range(2, 17), 20, 24, 25, 30, 32, 40, 48, 50, 60, 64, 80, 96, 100, 120, 128, 256)
 """Those that are looked for."""
 
-_ALL = 16
-"""Up to which period every length is tried, and not a few of them."""
+ALL = 16
+"""Up to which period every one is looked for, at every length and not at a few of them."""
 
 _CALLS = 600
 """The most calls of a period, which is traced six times."""
 
 
-def period_of(run: Callable[[int], Record], shortest: int, length: int) -> int:
+def periods_of(run: Callable[[int], Record], shortest: int, length: int) -> Iterator[int]:
     """After how many steps more the same number of operators is added at every length, and of elements to the results.
 
     Args:
         run: what forward does at a length; shortest: the shortest length at which it runs; length: that of the call.
 
-    Returns:
-        One of `_PERIODS`, or 1 where it is none.
+    Yields:
+        those of `_PERIODS` of which that is true, the shortest one first, as far as a period can be traced.
     """
 
     @functools.cache
@@ -43,17 +43,18 @@ def period_of(run: Callable[[int], Record], shortest: int, length: int) -> int:
 
     def is_period(period: int) -> bool:
         growth = _difference(amounts(shortest + period), amounts(shortest))
-        later = [*range(1, 2 * period + 1, period // 7), period] if period > _ALL else range(1, _ALL + 1)
+        later = [*range(1, 2 * period + 1, period // 7), period] if period > ALL else range(1, ALL + 1)
         return _calls(growth) > 0 and all(
             _difference(amounts(shortest + n + period), amounts(shortest + n)) == growth for n in later
         )
 
     for period in _PERIODS:
-        if lengths_of(period, length, shortest)[0] > max(length, 5 * _ALL):
-            break  # of no use to this call, and it would take long to see
+        if lengths_of(period, length, shortest)[0] > max(length, 5 * ALL):
+            return  # of no use to this call, and it would take long to see
         if is_period(period):
-            return period if _calls(_difference(amounts(shortest + period), amounts(shortest))) <= _CALLS else 1
-    return 1
+            if _calls(_difference(amounts(shortest + period), amounts(shortest))) > _CALLS:
+                return
+            yield period
 
 
 class _Size(NamedTuple):
@@ -74,7 +75,7 @@ def _difference(more: Counter[Hashable], fewer: Counter[Hashable]) -> dict[Hasha
 
 def lengths_of(period: int, length: int, shortest: int) -> tuple[int, int]:
     """The two lengths to trace for calls of a length: three periods show what they have in common, and the first and
-    the last one often differ from the others."""
-    least = max(shortest, 4 * period)
+    the last one often differ from the others; of long ones the first and the last step."""
+    least = max(shortest, 4 * period if period <= ALL else 3 * period + 4)
     first = least + (length - least) % period
     return first, first + 2 * period

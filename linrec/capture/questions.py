@@ -105,9 +105,9 @@ for _name in ("rshift", "rrshift", "lshift", "rlshift", "str", "repr", "format")
 
 
 class _Watch(TorchFunctionMode):
-    def __init__(self, length: int, own: set[int], inputs: Sequence[Any], found: Questions) -> None:
+    def __init__(self, length: int, odd: bool, own: set[int], inputs: Sequence[Any], found: Questions) -> None:
         super().__init__()
-        self.length, self.own, self.found = length, own, found
+        self.length, self.odd, self.own, self.found = length, odd, own, found
         self.traced = own | {id(x) for x in inputs}
         self.alive: list[Any] = []
 
@@ -137,19 +137,26 @@ class _Watch(TorchFunctionMode):
         if type(size) is not int or size % self.length or not size:
             return size
         whole = size == self.length
-        return _made(size, (size // self.length, 0)) if whole or self.length == _LENGTHS[0] else size
+        return _made(size, (size // self.length, 0)) if whole or self.odd else size
 
 
-def questions(module: nn.Module, forward: Any, spec: Any, leaves: Sequence[Any], dims: Dims) -> Questions:
-    """Watch one short run of forward."""
+def questions(
+    module: nn.Module, forward: Any, spec: Any, leaves: Sequence[Any], dims: Dims, shown_at: int = SHORT, unit: int = 1
+) -> Questions:
+    """Watch one short run of forward.
+
+    Args:
+        module: the module; forward: its own; spec, leaves: of the call; dims: those that grow with the length.
+        shown_at: a length that forward takes; unit: of which it takes the multiples.
+    """
     own = {id(t) for t in (*members.parameters(module), *members.buffers(module))}
-    for length in _LENGTHS:
+    for length in (*(n * unit for n in _LENGTHS), shown_at):
         found = Questions()
         sized = resize(leaves, dims, length)
         args, kwargs = pytree.tree_unflatten(sized, spec)
         _local.asked = False
         try:
-            with undone(module, sized), _Watch(length, own, sized, found):
+            with undone(module, sized), _Watch(length, length == _LENGTHS[0] * unit, own, sized, found):
                 forward(*args, **kwargs)
         except Exception:  # a length that the model does not take, or a number that it cannot use
             continue

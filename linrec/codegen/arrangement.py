@@ -274,7 +274,7 @@ def _scatter(t: Translator, a: Any) -> Value:
         start = 0 if a.start is None else positive(number(a.start), size)
         count, piece = _size(a.src, dim), a.src
         if number(a.step) != 1:
-            raise Unsupported("a step")
+            return _scattered(t, a, dim, size, start, number(a.step))
     pieces, starts = [piece], [start]
     if start:
         pieces.append(cut(t, a.self, dim, 0, start))
@@ -283,6 +283,13 @@ def _scatter(t: Translator, a: Any) -> Value:
         pieces.append(cut(t, a.self, dim, start + count, size - start - count))
         starts.append(start + count)
     return _joined(t, a, pieces, dim, starts)
+
+
+def _scattered(t: Translator, a: Any, dim: int, size: int, start: int, step: int) -> Value:
+    """Rows that are written at every so many rows of another tensor."""
+    places = {start + step * k: k for k in range(_size(a.src, dim))}
+    pieces = [cut(t, a.src, dim, places[i], 1) if i in places else cut(t, a.self, dim, i, 1) for i in range(size)]
+    return _joined(t, a, pieces, dim, list(range(size)))
 
 
 @rule("view_as_real")

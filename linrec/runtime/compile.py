@@ -17,10 +17,9 @@ from linrec.capture.discover import SHORT, TimeAxis, find_time
 from linrec.capture.generalize import generalize
 from linrec.capture.normalize import normalize
 from linrec.capture.numbers import Numbers, StepNumbers, differ, expose
-from linrec.capture.periods import lengths_of, period_of
+from linrec.capture.periods import ALL, lengths_of
 from linrec.capture.probe import resize
 from linrec.capture.questions import Questions, questions
-from linrec.capture.recorders import Record
 from linrec.capture.reroll import reroll
 from linrec.capture.scalars import numbers_as_tensors
 from linrec.capture.snapshot import Memos
@@ -39,6 +38,7 @@ from linrec.passes.base import Observer
 from linrec.runtime.guards import guards_of
 from linrec.runtime.initial import keep_initial_states
 from linrec.runtime.plan import Plan, TimeDim, gradient_flags
+from linrec.runtime.repeating import find_period
 from linrec.runtime.shortruns import Varied, asks_tensors, counted, find_memos, fingerprint, free_dims, read_by
 from linrec.runtime.state import frozen_state
 from linrec.runtime.traced_sizes import (
@@ -61,6 +61,10 @@ _STRUCTURAL = ("LR003", "LR004", "LR005", "LR006", "LR011", "LR012")
 """Reasons that hold for every module with the same operators, whatever numbers it has."""
 
 
+LONGER = 2
+"""How many times as long a call has to be to show more of the steps than one before."""
+
+
 @dataclass
 class Compiled:
     """What became of one signature of one module: plans (one per time axis and batch pattern), or why there is none."""
@@ -72,6 +76,8 @@ class Compiled:
     """The sizes of the tensors among the leaves of each call that was compiled."""
     watch: Watch | None = None
     """What the code reads elsewhere, as it was when this was compiled."""
+    failed: list[list[tuple[int, ...]]] = field(default_factory=list)
+    """The sizes of calls for which there is no further plan, or none at all."""
 
     def look(self, modules: list[nn.Module], ran: Sequence[Ran | None]) -> None:
         """Note what code that ran has read elsewhere; where nothing is known of it, what it may read."""
@@ -104,7 +110,7 @@ class Options:
         lowering: the algorithm to use wherever it applies, "loop" for none; "" for the cheapest.
         shared: plans of this model by fingerprint, so that identical layers share one, with the names of the attributes
             that forward reads and what these have.
-        refused: why there is none, by fingerprint.
+        refused: why there is none, by fingerprint, and from which length on steps may be seen to repeat.
         periods: after how many steps the steps repeat, by fingerprint, where that is not after one.
     """
 
@@ -112,7 +118,7 @@ class Options:
     observe: Observer | None = None
     lowering: str = ""
     shared: dict[Hashable, tuple[Plan, set[str], Hashable]] = field(default_factory=dict)
-    refused: dict[Hashable, Obstruction] = field(default_factory=dict)
+    refused: dict[Hashable, tuple[Obstruction, int]] = field(default_factory=dict)
     periods: dict[Hashable, int] = field(default_factory=dict)
 
 
@@ -126,6 +132,7 @@ def compile_call(
     varied: Varied,
     found: Compiled | None = None,
     axes: Sequence[TimeAxis] | None = None,
+    long: bool = False,
 ) -> tuple[Plan | None, list[Obstruction]]:
     """Compile one call.
 
@@ -137,6 +144,8 @@ def compile_call(
             other one. Each symbol costs tracing time, and hides from the analysis where a dimension is cut.
         found: is told what the code reads elsewhere.
         axes: what `find_time` has found for this call, where it was asked.
+        long: whether a call as long as this one was seen to do otherwise than short ones: then the plan is to be for a
+            period of more steps.
 
     Returns:
         (plan, []), or (None, obstructions).
@@ -149,7 +158,7 @@ def compile_call(
         if module not in axis.owners:
             continue
         try:
-            plan = _compile(module, axis.forward or forward, spec, leaves, axis, name, options, varied)
+            plan = _compile(module, axis.forward or forward, spec, leaves, axis, name, options, varied, long)
         except Refused as refused:
             obstructions.append(refused.obstruction)
             continue
@@ -169,6 +178,7 @@ def _compile(
     name: str,
     options: Options,
     varied: Varied,
+    long: bool,
 ) -> Plan:
     tensors = [x for x in leaves if isinstance(x, Tensor)]
     asks_gradient, contiguous = asks_tensors(module, forward, spec, leaves, axis)
@@ -176,23 +186,39 @@ def _compile(
     key = fingerprint(module, forward, spec, leaves, axis, varied)
     shared = options.shared.get(key) if key is not None else None
     asked: Questions | None = None
-    if shared is not None and shared[0].fits(tensors) and axis.forward is None:
+    if shared is not None and shared[0].fits(tensors) and axis.forward is None and (not long or shared[0].period > 1):
         # What is read first is the same in both; were more read here, something that both read would differ.
         plan, names, state = shared
         same_state = state == frozen_state(module, names)
-        asked = None if same_state else questions(module, forward, spec, leaves, axis.dims)
+        asked = None if same_state else questions(module, forward, spec, leaves, axis.dims, axis.shown_at, axis.unit)
         if asked is None or not asked.value:
             plan = replace(_adopt(plan, axis, name, same_state), flags=flags, contiguous=contiguous)
             return plan if asked is None else replace(plan, asks_length=asked.length)
-    asked = asked or questions(module, forward, spec, leaves, axis.dims)
+    asked = asked or questions(module, forward, spec, leaves, axis.dims, axis.shown_at, axis.unit)
+    length = leaves[axis.leaf].shape[axis.dim] - axis.dims[axis.leaf][axis.dim]
     if key is not None and key in options.refused:
-        raise Refused(options.refused[key])
+        obstruction, until = options.refused[key]
+        if obstruction.id != "LR011" or length < until:
+            raise Refused(obstruction)
     refusal: Refused | None = None
     known = Memos()
-    length = leaves[axis.leaf].shape[axis.dim] - axis.dims[axis.leaf][axis.dim]
-    attempts = [(pair, 1) for pair in _LENGTHS[axis.shown_at]]
-    if key in options.periods:
-        attempts = [(lengths_of(options.periods[key], length, axis.shown_at), options.periods[key])]
+
+    def repeated(period: int) -> list[tuple[tuple[int, int], int]]:
+        return [(lengths_of(period, length, axis.shown_at), period)] if period > axis.unit else []
+
+    def look(surely: bool) -> int:
+        return find_period(module, forward, spec, leaves, axis, surely, long)
+
+    attempts = [(pair, 1) for pair in _LENGTHS[axis.shown_at]] if axis.unit == 1 else []
+    if axis.unit > 1:
+        attempts = [(lengths_of(axis.unit, length, axis.shown_at), axis.unit)]
+    period = options.periods.get(key, axis.unit)
+    if long and period == axis.unit and not asked.branches:
+        period = look(True)
+    if long or period <= ALL or lengths_of(period, length, axis.shown_at)[0] <= length:
+        attempts = repeated(period) or ([] if long else attempts)
+    if not attempts or (long and attempts[0][0][0] > length):
+        raise refuse("LR011", f"At length {length} no number of steps was found after which they repeat.")
     while attempts:
         lengths, period = attempts.pop(0)
         try:
@@ -210,14 +236,13 @@ def _compile(
                 attempts = [(lengths, period)] if known != Memos() else []
             elif refused.obstruction.id not in ("LR004", "LR005", "LR010", "LR011"):
                 break
-            elif not attempts and period == 1 and refusal.obstruction.id != "LR010" and not asked.branches:
-                period = _period(module, forward, spec, leaves, axis, length)
-                attempts = [(lengths_of(period, length, axis.shown_at), period)] if period > 1 else []
+            elif not attempts and period == axis.unit and not asked.branches:
+                attempts = repeated(look(refusal.obstruction.id == "LR010"))
             continue
         if asked.value:  # not before: where the numbers come of the input, tracing says more
             text = f"forward reads the numbers of a tensor by '{asked.value}', and they may be others at the next call."
             raise refuse("LR015", text)
-        if key is not None and period > 1:
+        if key is not None and period > axis.unit:
             options.periods[key] = period
         plan.flags, plan.contiguous, plan.asks_length = flags, contiguous, asked.length
         plan.only_length = plan.length(tensors) if axis.forward is not None else None
@@ -227,20 +252,8 @@ def _compile(
         return plan
     assert refusal is not None
     if key is not None and refusal.obstruction.id in _STRUCTURAL and known == Memos():
-        options.refused[key] = refusal.obstruction
+        options.refused[key] = (refusal.obstruction, LONGER * length)
     raise refusal
-
-
-def _period(module: nn.Module, forward: Any, spec: Any, leaves: Sequence[Any], axis: TimeAxis, length: int) -> int:
-    """After how many steps the steps of forward repeat; 1 where that cannot be said."""
-
-    def run(n: int) -> Record:
-        return counted(module, forward, spec, resize(leaves, axis.dims, n))
-
-    try:
-        return period_of(run, axis.shown_at + 1, length)
-    except Refused:
-        return 1
 
 
 def _may_need_sizes(entry: Recurrence) -> bool:

@@ -20,6 +20,7 @@ from linrec.ir.extension import PASSING
 from linrec.ir.obstruction import NotParallelizable, Obstruction, Refused
 from linrec.ops.opaque import is_traced
 from linrec.runtime.compile import Compiled, Options, compile_call
+from linrec.runtime.further import AS_SHORT, Known, ended, may_help, until_longer
 from linrec.runtime.placement import default_device, under_default_device, without_default_device
 from linrec.runtime.plan import OtherBranch, Plan
 from linrec.runtime.settings import Settings
@@ -38,7 +39,7 @@ from linrec.runtime.signature import (
 )
 from linrec.runtime.state import Seen
 from linrec.runtime.traced import Traced, is_callable
-from linrec.runtime.trials import clipped, may_be_longer, quiet, warn
+from linrec.runtime.trials import clipped, failure, may_be_longer, names_of, quiet, warn
 from linrec.runtime.turns import inside
 from linrec.runtime.validate import check_length
 
@@ -182,7 +183,7 @@ class Dispatcher(members.InFront):
         except NotParallelizable:
             raise
         except Exception as error:  # a bug of the compiler must never break the model
-            self.note(_failure(error))
+            self.note(failure(error))
             return self.original(*args, **kwargs)
         if self.owner:
             return self._dispatch(key, spec, leaves, args, kwargs, axes)
@@ -284,7 +285,7 @@ class Dispatcher(members.InFront):
         except NotParallelizable:
             raise
         except Exception as error:  # a bug of the compiler must never break the model
-            self.note(_failure(error))
+            self.note(failure(error))
             plan, length, values = None, 0, None
         if plan is None:
             return self.original(*args, **kwargs)
@@ -327,7 +328,7 @@ class Dispatcher(members.InFront):
         """The plan for a call, compiled and checked where that is due, the length, and what the plan runs with."""
         key, found = self._found(key)
         plan, values = self._admitted(found, tensors) if found else (None, None)
-        if plan is None and (found is None or (found.plans and not self._too_short(found, tensors))):
+        if plan is None and (found is None or may_help(found, self.module, tensors)):
             found = self._compile(key, spec, leaves, found, axes)
             plan, values = self._admitted(found, tensors) if found else (None, None)
         self._strictly(found)
@@ -336,9 +337,13 @@ class Dispatcher(members.InFront):
         length = plan.length(tensors)
         if length < plan.pays_from:
             return None, length, None
-        if self._due(plan, length):
-            return (None if self._check(plan, spec, leaves, length) else plan), length, None
-        return plan, length, values
+        if not self._due(plan, length):
+            return plan, length, values
+        assert found is not None
+        if self._check(plan, spec, leaves, length, (key, found)) is not None:
+            plan = self._admitted(found, tensors)[0]
+            plan = None if plan is None or self._due(plan, length) else plan  # one for a longer period
+        return plan, length, None
 
     def _found(self, key: Hashable) -> tuple[Hashable, Compiled | None]:
         """What was compiled for calls like this one, all that code reads elsewhere being as it is now, and its key."""
@@ -377,19 +382,6 @@ class Dispatcher(members.InFront):
                 return plan, values
         return None, None
 
-    def _too_short(self, found: Compiled, tensors: list[Tensor]) -> bool:
-        """Whether a new plan would not help: the call is shorter than what is traced, a plan broke at its length, or
-        what is written has memory in common with something else."""
-        for plan in found.plans:
-            length = plan.length(tensors)
-            if plan.only_length not in (None, length):
-                return True
-            if length < plan.min_length or (plan.broken_from is not None and length >= plan.broken_from[0]):
-                return True
-            if plan.shares_what_it_writes(self.module, tensors):
-                return True
-        return len(found.plans) >= 16
-
     def _compile(
         self, key: Hashable, spec: Any, leaves: list[Any], found: Compiled | None, axes: list[TimeAxis] | None = None
     ) -> Compiled | None:
@@ -409,6 +401,8 @@ class Dispatcher(members.InFront):
     def _compiled(
         self, key: Hashable, spec: Any, leaves: list[Any], found: Compiled, axes: list[TimeAxis] | None
     ) -> Compiled:
+        tensors = [x for x in leaves if isinstance(x, Tensor)]
+        long = ended(found, tensors)
         try:
             problem = unsupported(self.module)
             plan = None
@@ -418,12 +412,17 @@ class Dispatcher(members.InFront):
                 with quiet():
                     options = self.settings.options
                     plan, obstructions = compile_call(
-                        self.module, self.original, spec, leaves, self.name, options, varied, found, axes
+                        self.module, self.original, spec, leaves, self.name, options, varied, found, axes, long
                     )
             if plan is not None:
                 self._note_brief(plan, spec)
                 found.plans.append(plan)
                 self.traced.offer(plan, leaves, *pytree.tree_unflatten(leaves, spec))
+                if long or len(found.plans) == 1:
+                    until_longer(found)
+            else:
+                found.failed.append([tuple(x.shape) for x in tensors])
+                obstructions = [] if long else obstructions  # the plan that is not for this call has its own
             self._note_changes(obstructions)
             found.obstructions = [o for o in found.obstructions if o not in obstructions] + obstructions
             if found.plans or obstructions or not may_be_longer(leaves):
@@ -432,7 +431,7 @@ class Dispatcher(members.InFront):
             found = Compiled(obstructions=[refused.obstruction])
             self.compiled[key] = found
         except Exception as error:  # as in _call
-            found = Compiled(obstructions=[_failure(error)])
+            found = Compiled(obstructions=[failure(error)])
             self.compiled[key] = found
         return found
 
@@ -455,7 +454,7 @@ class Dispatcher(members.InFront):
         if left:
             raise NotParallelizable(left)
 
-    def _check(self, plan: Plan, spec: Any, leaves: list[Any], length: int) -> Obstruction | None:
+    def _check(self, plan: Plan, spec: Any, leaves: list[Any], length: int, of: Known = None) -> Obstruction | None:
         with self.settings.turns.alone() as free:
             if not free:
                 return Obstruction("LR014", "", "another thread is compiling.")
@@ -471,9 +470,23 @@ class Dispatcher(members.InFront):
         if problem is None:
             plan.checked = max(plan.checked, length)
             plan.seen.add(length)
-        else:
+        elif of is None or problem.id not in AS_SHORT or not self._in_turns(plan, spec, leaves, length, *of):
             self._broken(plan, length, problem)
         return problem
+
+    def _in_turns(self, plan: Plan, spec: Any, leaves: list[Any], length: int, key: Hashable, found: Compiled) -> bool:
+        """Whether a plan is not for calls as long as this one because steps repeat after more steps than short runs
+        have: then there is another plan for these."""
+        if plan.until is None:
+            before, plan.until = len(found.plans), length
+            self._compile(key, spec, leaves, found)
+            new = found.plans[before:]
+            if not new or new[0].period <= plan.period or self._check(new[0], spec, leaves, length) is not None:
+                del found.plans[before:]
+                plan.until = None
+                return False
+        plan.until, self.shortcut = length, None
+        return True
 
     def _otherwise(self, plan: Plan, other: OtherBranch) -> None:
         """Say once that the original runs where forward branches otherwise."""
@@ -487,12 +500,3 @@ class Dispatcher(members.InFront):
         if self.settings.strict:
             raise NotParallelizable([problem])
         warn(f"linrec keeps the original code of {self.name or 'the model'}: {problem}")
-
-
-def _failure(error: Exception) -> Obstruction:
-    return Obstruction("LR002", "", f"the compiler failed with {type(error).__name__}: {error}")
-
-
-def names_of(module: nn.Module) -> list[nn.Module]:
-    """The submodules of a module, without itself."""
-    return [m for m in members.modules(module) if m is not module]

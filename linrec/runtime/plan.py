@@ -43,6 +43,7 @@ class Plan:
         flags: which tensors required gradient, where forward asks; None where it does not.
         contiguous: whether it serves contiguous tensors only, because forward asks.
         broken_from: the length from which on the plan must not be used, with the reason.
+        until: the length from which on the steps of forward were seen to repeat after more steps than here.
         period: it serves lengths that are some periods more than `min_length`.
         only_length: the only length that it serves, where the number of steps is an argument or an attribute.
         pays_from: the length from which on the plan is expected to be faster than the loop.
@@ -74,6 +75,7 @@ class Plan:
     flags: tuple[bool, ...] | None = None
     contiguous: bool = False
     broken_from: tuple[int, Obstruction] | None = None
+    until: int | None = None
     signature_counts: Any = None
     mixed: bool = False
     pays_from: int = 0
@@ -98,6 +100,8 @@ class Plan:
         if length < self.min_length or (self.broken_from is not None and length >= self.broken_from[0]):
             return None
         if self.only_length is not None and length != self.only_length:
+            return None
+        if self.until is not None and length >= self.until:
             return None
         if length % self.period != self.min_length % self.period:
             return None

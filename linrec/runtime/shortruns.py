@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from linrec.capture.discover import SHORT, TimeAxis
+from linrec.capture.discover import TimeAxis
 from linrec.capture.probe import (
     attribute_reads,
     calls_of,
@@ -35,7 +35,7 @@ Varied = list[set[int]]
 
 def read_by(module: nn.Module, forward: Any, spec: Any, leaves: Sequence[Any], axis: TimeAxis) -> set[str]:
     """The names of the attributes that a short run reads from the module or its submodules."""
-    short = resize(leaves, axis.dims, SHORT)
+    short = resize(leaves, axis.dims, axis.shown_at)
     args, kwargs = pytree.tree_unflatten(short, spec)
     with attribute_reads(module) as names, undone(module, short), torch.no_grad():
         try:
@@ -63,16 +63,16 @@ def fingerprint(
     parts: list[Any] = [type(module), getattr(forward, "__func__", None), str(spec), module.training]
     parts.append(tuple((i, tuple(sorted(d.items()))) for i, d in axis.dims.items()))
     parts.append(tuple(type(x).__name__ if isinstance(x, Tensor) else repr(x) for x in leaves))
-    parts += [torch.is_grad_enabled(), autocast_state()]
+    parts += [torch.is_grad_enabled(), autocast_state(), axis.shown_at, axis.unit]
     parts.append(tuple([tuple(names) for names in places(module).values() if len(names) > 1]))
-    short = [x for x in resize(leaves, axis.dims, SHORT) if isinstance(x, Tensor)]
+    short = [x for x in resize(leaves, axis.dims, axis.shown_at) if isinstance(x, Tensor)]
     for x, free in zip(short, free_dims(leaves, axis, varied), strict=True):
         parts.append((x.dtype, x.device, *(None if d in free else size for d, size in enumerate(x.shape))))
     if axis.runs is not None:
         runs = [axis.runs.shorter, axis.runs.longer]
     else:
         try:
-            runs = [record(module, forward, spec, resize(leaves, axis.dims, n)) for n in (SHORT, SHORT + 2)]
+            runs = [record(module, forward, spec, resize(leaves, axis.dims, n)) for n in axis.short]
         except Exception:  # at a length that the model does not take, nothing can be shared
             return None
     for found in runs:
@@ -97,7 +97,7 @@ def asks_tensors(
     if axis.runs is not None:
         found, given = axis.runs.shorter, axis.runs.memory
     else:
-        short = differentiable(resize(leaves, axis.dims, SHORT), leaves)
+        short = differentiable(resize(leaves, axis.dims, axis.shown_at), leaves)
         try:
             found = record(module, forward, spec, short)
         except Exception:  # at this length the model does not run: tracing will say so
@@ -143,7 +143,7 @@ def _whose(module: nn.Module, memory: frozenset[int]) -> str:
 def find_memos(module: nn.Module, forward: Any, spec: Any, leaves: Sequence[Any], axis: TimeAxis) -> Memos:
     """What forward changes outside its tensors in a first run and no more in others that run the same operators:
     one of the same length, and a longer one."""
-    runs = [resize(leaves, axis.dims, length) for length in (SHORT, SHORT, SHORT + 2)]
+    runs = [resize(leaves, axis.dims, length) for length in (axis.shown_at, *axis.short)]
     with undone(module, leaves), torch.no_grad():
         before = snapshot_attributes(module)
         try:

@@ -1,5 +1,5 @@
 """Warnings of a dispatcher, where the user's code calls the model, and none of those of its trial runs; what a longer
-call may show."""
+call may show; what a dispatcher says of its own mistakes."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ import warnings
 from collections.abc import Hashable, Iterator
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from linrec.capture.discover import SHORT
+from linrec.ir import members
 from linrec.ir.location import is_library
+from linrec.ir.obstruction import Obstruction
 
 
 @contextlib.contextmanager
@@ -39,3 +41,13 @@ def clipped(leaves: list[Any]) -> Hashable:
 def may_be_longer(leaves: list[Any]) -> bool:
     """Whether nothing was found because the call is too short to tell."""
     return not any(isinstance(x, Tensor) and any(s >= SHORT for s in x.shape) for x in leaves)
+
+
+def failure(error: Exception) -> Obstruction:
+    """What to say of a bug of the compiler."""
+    return Obstruction("LR002", "", f"the compiler failed with {type(error).__name__}: {error}")
+
+
+def names_of(module: nn.Module) -> list[nn.Module]:
+    """The submodules of a module, without itself."""
+    return [m for m in members.modules(module) if m is not module]

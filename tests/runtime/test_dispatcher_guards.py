@@ -19,6 +19,7 @@ from linrec.runtime import dispatcher as dispatchers
 from linrec.runtime import trials
 from linrec.runtime.compile import Compiled
 from linrec.runtime.dispatcher import MAX_SIGNATURES, MOST_OTHERWISE, Dispatcher
+from linrec.runtime.further import may_help
 from linrec.runtime.plan import OtherBranch, Plan
 from linrec.runtime.signature import flattened
 
@@ -101,19 +102,19 @@ def test_hooks_keep_the_original(made: Made) -> None:
 
 
 def test_when_a_new_plan_would_not_help(made: Made) -> None:
-    _, dispatcher, _ = made
+    module, _, _ = made
 
     def helps(*plans: Plan) -> bool:
-        return not dispatcher._too_short(Compiled(plans=list(plans)), [X])
+        return may_help(Compiled(plans=list(plans)), module, [X])
 
     other = plan(shapes=[("b", "n", 4)])
-    assert helps() and helps(other) and helps(other, plan(only_length=6)) and helps(plan(min_length=6))
+    assert not helps() and helps(other) and helps(other, plan(only_length=6)) and helps(plan(min_length=6))
     assert not helps(plan(only_length=7)) and not helps(other, plan(only_length=5))
     assert not helps(plan(min_length=7)) and not helps(other, plan(min_length=7))
     assert not helps(plan(broken_from=(6, LR014))) and not helps(plan(broken_from=(5, LR014)))
     assert helps(plan(broken_from=(7, LR014)))
     assert helps(*[other] * 15) and not helps(*[other] * 16)
-    dispatcher.module.register_buffer("total", X[0])
+    module.register_buffer("total", X[0])
     assert not helps(plan(outputs=[("buffer", "total")])) and helps(plan(outputs=[("buffer", "nothing")]))
 
 

@@ -171,7 +171,7 @@ def differences(model: nn.Module, oracle: nn.Module, length: int) -> list[int]:
         weights = [torch.linspace(0.5, 1, y.numel(), dtype=y.dtype).view_as(y) for y in every]
         loss = sum((y * w).sum() for y, w in zip(every, weights, strict=True))
         gradients = torch.autograd.grad(loss, [x, *each.parameters()], allow_unused=True)  # type: ignore[arg-type]
-        found.append([*every, *(torch.zeros(()) if g is None else g for g in gradients)])
+        found.append([*every, *(torch.zeros_like(x) if g is None else g for g in gradients)])
     return [k for k, (a, b) in enumerate(zip(*found, strict=True)) if not torch.allclose(a, b, rtol=1e-9, atol=1e-11)]
 
 
