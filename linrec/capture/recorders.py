@@ -32,6 +32,7 @@ class Record:
         result: the pytree structure and, per leaf of the result, where it came from.
         calls: how often each torch function was called (with its floating-point arguments, and in which gradient mode).
             Unlike `events` this does not depend on strides.
+        order: how often each function was called after which other one, with arguments of which some have a gradient.
         log: the calls in order, each with all numbers among its arguments, where that was asked for.
         replaced: the names of parameters, buffers and attributes whose `data` was assigned.
         decisions: what the tensors were on which the run branched, in order, and which lines asked.
@@ -47,6 +48,7 @@ class Record:
     own: dict[nn.Module, int] = field(default_factory=dict)
     result: Hashable = None
     calls: Counter[Hashable] = field(default_factory=Counter)
+    order: Counter[Hashable] = field(default_factory=Counter)
     log: list[Call] = field(default_factory=list)
     replaced: list[str] = field(default_factory=list)
     decisions: list[tuple[bool, str]] = field(default_factory=list)
@@ -177,6 +179,7 @@ class Calls(TorchFunctionMode):
         super().__init__()
         self.record, self.grad, self.log, self.keep = record, grad, log, keep
         self.made: dict[int, Tensor] = {}
+        self.last: Hashable = None
 
     def has_made(self, x: Any) -> bool:
         """Whether a value is a leaf that a function has returned in this run, and is none of its arguments."""
@@ -213,7 +216,14 @@ class Calls(TorchFunctionMode):
             self.record.log.append((name, given, torch.is_grad_enabled()))
         if name == "aten::detach":  # TorchScript's own: how many it runs depends on how often it was called before
             return func(*args, **(kwargs or {}))
-        self.record.calls[(name, tuple(x for x in leaves if type(x) is float), torch.is_grad_enabled())] += 1
+        grad = torch.is_grad_enabled()
+        self.record.calls[(name, tuple(x for x in leaves if type(x) is float), grad)] += 1
+        if not self.keep:
+            flags = [grad and x.requires_grad for x in leaves if isinstance(x, Tensor)]
+            listed = bool(args) and isinstance(args[0], (list, tuple))  # of all steps, maybe
+            which = frozenset(flags) if listed else tuple(flags)
+            self.record.order[(name, self.last, grad, which)] += 1
+            self.last = (name, which)
         out = func(*args, **(kwargs or {}))
         if self.keep and not name.endswith("__get__"):  # a property may be there already, as a gradient is
             self._keep(leaves, out)

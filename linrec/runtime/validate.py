@@ -18,7 +18,7 @@ from torch.nn.utils import stateless
 from torch.utils import _pytree as pytree
 
 from linrec.capture.decisions import first_otherwise
-from linrec.capture.probe import Dims, apart, count_calls, resize, undone
+from linrec.capture.probe import Dims, apart, count_calls, differentiable, resize, undone
 from linrec.capture.recorders import Record
 from linrec.codegen import CompiledScan, torch_forms
 from linrec.ir import members
@@ -29,7 +29,7 @@ from linrec.ops.cpu_scan import compiled_scan
 from linrec.ops.precision import no_autocast
 from linrec.runtime.compare import close, worse
 from linrec.runtime.double import as_double, in_double
-from linrec.runtime.plan import OtherBranch, Plan
+from linrec.runtime.plan import OtherBranch, Plan, gradient_flags
 
 
 def _of_literals(plan: Plan) -> torch.dtype | None:
@@ -398,7 +398,7 @@ def _counted(
             counts[name, len(floats), grad] += count
     elif plan.numbers is not None:
         counts = plan.numbers.counted(found.log, length)
-    return found, counts
+    return found, counts + found.order
 
 
 def _take_numbers(plan: Plan, module: nn.Module, forward: Any, spec: Any, leaves: Sequence[Any], length: int) -> None:
@@ -432,14 +432,16 @@ def check_length(
     Raises:
         OtherBranch: the original takes other branches on tensors than those of the plan.
     """
-    if plan.signature_counts is None:
+    # What has a gradient tells steps apart that have the same values: it is looked at where it goes in the call.
+    flags = (torch.is_grad_enabled(), gradient_flags(module, [x for x in leaves if isinstance(x, Tensor)]))
+    if plan.signature_counts is None or plan.signature_counts[3] != flags:
         first, second = plan.min_length, plan.min_length + 2 * plan.period
-        sized = [resize(leaves, plan.axis.dims, n) for n in (first, second)]
+        sized = [differentiable(resize(leaves, plan.axis.dims, n), leaves) for n in (first, second)]
         counts = [_counted(plan, module, forward, spec, x, n)[1] for n, x in zip((first, second), sized, strict=True)]
-        plan.signature_counts = (first, counts[0], counts[1])
-    first, one, two = plan.signature_counts
+        plan.signature_counts = (first, counts[0], counts[1], flags)
+    first, one, two, _ = plan.signature_counts
     plain = [x.detach() if isinstance(x, Tensor) else x for x in leaves]
-    found, actual = _counted(plan, module, forward, spec, plain, length)
+    found, actual = _counted(plan, module, forward, spec, differentiable(plain, leaves), length)
     expected: Counter[Any] = Counter()
     for key in one | two:
         expected[key] = one[key] + (two[key] - one[key]) * (length - first) // (2 * plan.period)

@@ -237,7 +237,28 @@ def later_otherwise(m: Any, x: Tensor) -> Any:
     return torch.stack(out, 1)
 
 
+def gradients_otherwise(m: Any, x: Tensor) -> Any:
+    """The same operators and the same values as in the steps before, but other gradients."""
+    h, out = first(x), []
+    for t in range(x.shape[1]):
+        a, b = (m.a.detach(), h) if t < 60 else (m.a, h.detach())
+        h = a * b + x[:, t]
+        out.append(h)
+    return torch.stack(out, 1)
+
+
+def gradients_of_another(m: Any, x: Tensor) -> Any:
+    """As above, with the same gradients missing, of other factors."""
+    h, out = first(x), []
+    for t in range(x.shape[1]):
+        h = m.a * h.detach() + 0.5 * h + x[:, t] if t < 60 else m.a * h + 0.5 * h.detach() + x[:, t]
+        out.append(h)
+    return torch.stack(out, 1)
+
+
 UNSURE = {
+    "other gradients": (gradients_otherwise, (40, 62, 100, 41)),
+    "gradients of others": (gradients_of_another, (40, 62, 100, 41)),
     "few": (at(20, 40, 60, 80, 100), (100, 101, 130, 101)),
     "shifted": (at(20, 40, 60, 80, 101, 121), (100, 121, 99)),
     "two periods": (two_periods, (90, 130, 150, 91)),
