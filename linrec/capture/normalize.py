@@ -12,10 +12,10 @@ import sympy
 import torch
 from torch import Tensor, fx
 
-from linrec.capture.affine import turns_of
 from linrec.capture.cells import write_out_cells
 from linrec.capture.equations import without_ellipsis
 from linrec.capture.masks import write_as_choices
+from linrec.capture.stores import collapse_buffer, dim_of, drop_overwritten, forward_store, is_returned, replace_node
 from linrec.ir.nodes import emit, shape_of, size_expr, value
 from linrec.ir.scan import is_random
 
@@ -69,14 +69,14 @@ def normalize(graph_module: fx.GraphModule) -> None:
         if node.op == "call_function":
             _simplify(graph, node)
     graph.eliminate_dead_code()
-    for rewrite in (_forward_store, _drop_overwritten):
+    for rewrite in (forward_store, drop_overwritten):
         for node in list(graph.nodes):
             if node.op == "call_function":
                 rewrite(graph, node)
     graph.eliminate_dead_code()
     for node in reversed(list(graph.nodes)):
         if node.op == "call_function" and not node._erased:
-            _collapse_buffer(graph, node)
+            collapse_buffer(graph, node)
             _flatten_cat(graph, node)
     graph.eliminate_dead_code()
     for node in list(graph.nodes):
@@ -88,11 +88,6 @@ def normalize(graph_module: fx.GraphModule) -> None:
     _one_read_per_use(graph)
     graph.eliminate_dead_code()
     graph.lint()
-
-
-def _replace(node: fx.Node, new: fx.Node) -> None:
-    node.replace_all_uses_with(new)
-    node.graph.erase_node(node)
 
 
 def _hoist_sizes(graph: fx.Graph) -> None:
@@ -135,13 +130,6 @@ def _hoist_sizes(graph: fx.Graph) -> None:
             graph.erase_node(node) if not node.users else None
 
 
-def _dim(node: fx.Node, position: int, default: int = 0) -> int:
-    dim = node.args[position] if len(node.args) > position else node.kwargs.get("dim", default)
-    base = value(node.args[0][0] if isinstance(node.args[0], (list, tuple)) else node.args[0])
-    rank: int = base.dim() + (1 if node.target in (aten.stack.default, aten.unsqueeze.default) else 0)
-    return int(dim) % max(rank, 1)
-
-
 def _simplify(graph: fx.Graph, node: fx.Node) -> None:
     target = node.target = _ALIASES.get(node.target, node.target)
     name = getattr(target, "__name__", str(target))
@@ -149,13 +137,13 @@ def _simplify(graph: fx.Graph, node: fx.Node) -> None:
         graph.erase_node(node) if not node.users else None
         return
     if target in _IDENTITY and isinstance(node.args[0], fx.Node):
-        if not _is_returned(node):
-            _replace(node, node.args[0])
+        if not is_returned(node):
+            replace_node(node, node.args[0])
     elif target is aten.detach.default and node.args[0].target is target:
-        _replace(node, node.args[0])
+        replace_node(node, node.args[0])
     elif target in _VIEWS:
         if node.args[0].op != "placeholder" and shape_of(node.args[0]) == shape_of(node):
-            _replace(node, node.args[0])
+            replace_node(node, node.args[0])
         else:
             node.target = aten.reshape.default
     elif (
@@ -163,7 +151,7 @@ def _simplify(graph: fx.Graph, node: fx.Node) -> None:
         or (target in _CASTS and _same_kind(node))
         or (target in _DROPOUTS and _keeps_all(node))
     ):
-        _replace(node, node.args[0])
+        replace_node(node, node.args[0])
     elif target is aten.copy.default:
         _simplify_copy(graph, node)
     elif target in _SHAPED_LIKE:
@@ -181,14 +169,14 @@ def _simplify(graph: fx.Graph, node: fx.Node) -> None:
         _simplify_slice(graph, node)
     elif target is aten.select.int:
         base, _, index = node.args
-        dim = _dim(node, 1)
+        dim = dim_of(node, 1)
         size = shape_of(base)[dim]
         if isinstance(index, int) and index < 0 and isinstance(size, int):
             index += size
         node.args = (base, dim, index)
     elif target is aten.slice_scatter.default:
         if shape_of(node.args[0]) == shape_of(node.args[1]):
-            _replace(node, node.args[1])
+            replace_node(node, node.args[1])
     elif target is operator.getitem and isinstance(node.args[0], fx.Node):
         _simplify_getitem(graph, node)
 
@@ -217,7 +205,7 @@ def _simplify_copy(graph: fx.Graph, node: fx.Node) -> None:
     if shape_of(new) != shape_of(node):
         sizes = [_size_arg(graph, s) for s in value(node).shape]
         new = emit(graph, node, aten.expand.default, (new, sizes), node)
-    _replace(node, new)
+    replace_node(node, new)
 
 
 def _forget_model(graph: fx.Graph, node: fx.Node) -> None:
@@ -228,7 +216,7 @@ def _forget_model(graph: fx.Graph, node: fx.Node) -> None:
         if all(isinstance(s, int) or s in known for s in shape_of(node)):
             node.target, node.args = aten.expand.default, (source, [_size_arg(graph, s) for s in value(node).shape])
     elif value(source).device == value(node).device:
-        _replace(node, _cast(graph, node, source))
+        replace_node(node, _cast(graph, node, source))
 
 
 def _cast(graph: fx.Graph, node: fx.Node, source: fx.Node) -> fx.Node:
@@ -252,13 +240,13 @@ def _size_arg(graph: fx.Graph, size: Any) -> Any:
 def _simplify_slice(graph: fx.Graph, node: fx.Node) -> None:
     base = node.args[0]
     assert isinstance(base, fx.Node)
-    dim = _dim(node, 1)
+    dim = dim_of(node, 1)
     start = node.args[2] if len(node.args) > 2 else 0
     end = node.args[3] if len(node.args) > 3 else None
     step = node.args[4] if len(node.args) > 4 else 1
     size = shape_of(base)[dim]
     if shape_of(base) == shape_of(node) and step == 1:
-        _replace(node, base)
+        replace_node(node, base)
         return
     start = 0 if start is None else start
     end = size if end is None or (isinstance(end, int) and isinstance(size, int) and end > size) else end
@@ -274,183 +262,40 @@ def _simplify_getitem(graph: fx.Graph, node: fx.Node) -> None:
     assert isinstance(family, fx.Node) and isinstance(index, int)
     base = family.args[0] if family.args else None
     if family.target is aten.unbind.int:
-        dim = _dim(family, 1)
-        _replace(node, emit(graph, node, aten.select.int, (base, dim, index), node))
+        dim = dim_of(family, 1)
+        replace_node(node, emit(graph, node, aten.select.int, (base, dim, index), node))
         return
     if family.target is aten.broadcast_tensors.default:
         source = family.args[0][index]
         if shape_of(source) != shape_of(node):
             sizes = [_size_arg(graph, s) for s in value(node).shape]
             source = emit(graph, node, aten.expand.default, (source, sizes), node)
-        _replace(node, source)
+        replace_node(node, source)
         return
     splits = {aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default, aten.tensor_split.sections}
     if family.target in splits and isinstance(base, fx.Node):
-        dim = _dim(family, 2)
+        dim = dim_of(family, 2)
         sizes = [size_expr(v.shape[dim]) for v in value(family)]
         if all(isinstance(s, int) for s in sizes):
             start = sum(sizes[:index])
             args = (base, dim, start, start + sizes[index])
             new = emit(graph, node, aten.slice.Tensor, args, node)
-            _replace(node, new)
+            replace_node(node, new)
             _simplify_slice(graph, new)
-
-
-def _read(node: Any) -> tuple[fx.Node, int, int] | None:
-    """(base, dim, index) where a node reads one index along a dimension: a select, or a slice of width 1."""
-    if not isinstance(node, fx.Node) or node.op != "call_function":
-        return None
-    if node.target is aten.select.int and isinstance(node.args[2], int):
-        return node.args[0], node.args[1], node.args[2]
-    if node.target is aten.slice.Tensor and len(node.args) == 4:
-        base, dim, start, end = node.args
-        if isinstance(start, int) and isinstance(end, int) and end == start + 1:
-            return base, dim, start
-    return None
-
-
-def _store(node: Any) -> tuple[fx.Node, fx.Node, int, int] | None:
-    """(base, value, dim, index) where a node writes one index along a dimension."""
-    if not isinstance(node, fx.Node) or node.op != "call_function":
-        return None
-    if node.target is aten.select_scatter.default and isinstance(node.args[3], int):
-        base, val, dim, index = node.args
-        rank, size = value(node).dim(), shape_of(node)[int(dim) % value(node).dim()]
-        index = index + size if index < 0 and isinstance(size, int) else index
-        return base, val, int(dim) % rank, index
-    if node.target is aten.slice_scatter.default and len(node.args) == 5:
-        base, val, dim, start, end = node.args
-        if isinstance(start, int) and isinstance(end, int) and start >= 0 and end == start + 1:
-            return base, val, int(dim) % value(node).dim(), start
-    return None
-
-
-def _is_returned(node: fx.Node) -> bool:
-    return any(user.op == "output" for user in node.users)
-
-
-def _forward_store(graph: fx.Graph, node: fx.Node) -> None:
-    """A read of an index that was written before is the value written there."""
-    read = _read(node)
-    if read is None:
-        return
-    base, dim, index = read
-    if _is_returned(node) and _is_returned(base):  # as a view of the other, which the caller may write into
-        return
-    moved = False
-    while True:
-        store = _store(base)
-        if store is not None and store[2] == dim:
-            below, val, _, written = store
-            if written != index:
-                base, moved = below, True
-                continue
-            scalar_store = base.target is aten.select_scatter.default
-            scalar_read = node.target is aten.select.int
-            if scalar_store and not scalar_read:
-                val = emit(graph, node, aten.unsqueeze.default, (val, dim), node)
-            elif scalar_read and not scalar_store:
-                val = emit(graph, node, aten.select.int, (val, dim, 0), node)
-            _replace(node, val)
-            return
-        if base.target is aten.stack.default and _dim(base, 1) == dim:
-            val = base.args[0][index]
-            if node.target is not aten.select.int:
-                val = emit(graph, node, aten.unsqueeze.default, (val, dim), node)
-            _replace(node, val)
-            return
-        if base.target is aten.cat.default and _dim(base, 1) == dim:
-            start, hit = 0, None
-            for piece in base.args[0]:
-                size = shape_of(piece)[dim] if value(piece).dim() > dim else None
-                if not isinstance(size, int):
-                    break
-                if start <= index < start + size:
-                    hit = (piece, index - start)
-                    break
-                start += size
-            if hit is None:
-                break
-            base, index, moved = hit[0], hit[1], True
-            continue
-        if base.target is aten.unsqueeze.default and _dim(base, 1) == dim and node.target is aten.select.int:
-            _replace(node, base.args[0])
-            return
-        break
-    shifted = base.target is aten.slice.Tensor and _dim(base, 1) == dim  # the part of a queue that moves up
-    if moved and not shifted:
-        node.args = (base, dim, index) if node.target is aten.select.int else (base, dim, index, index + 1)
-
-
-def _drop_overwritten(graph: fx.Graph, node: fx.Node) -> None:
-    """A write over the same index makes the one below it invisible."""
-    store = _store(node)
-    while store is not None:
-        below = _store(store[0])
-        if below is None or below[2:] != store[2:] or store[0].target is not node.target:
-            return
-        node.args = (below[0], *node.args[1:])
-        store = _store(node)
-
-
-def _collapse_buffer(graph: fx.Graph, node: fx.Node) -> None:
-    """A chain of writes to distinct indices becomes one stack, with what the buffer held before at its ends; of writes
-    at every so many indices, one stack that is written there."""
-    store = _store(node)
-    if store is None:
-        return
-    dim = store[2]
-    written: dict[int, tuple[fx.Node, bool]] = {}
-    base = node
-    while (link := _store(base)) is not None and link[2] == dim and (base is node or len(base.users) == 1):
-        written.setdefault(link[3], (link[1], base.target is aten.select_scatter.default))
-        base = link[0]
-    lo, hi = min(written), max(written)
-    size = shape_of(node)[dim]
-    if len(written) < 2 or not isinstance(size, int):
-        return
-    places = sorted(written)
-    turns = 1 if len(written) == hi + 1 - lo else turns_of(places)
-    if not turns:
-        return
-    items = {
-        index: val if scalar else emit(graph, node, aten.select.int, (val, dim, 0), node)
-        for index, (val, scalar) in sorted(written.items())
-    }
-    step = places[turns] - lo
-    if step > turns:
-        new = base
-        for own in (places[k::turns] for k in range(turns)):
-            stacked = emit(graph, node, aten.stack.default, ([items[index] for index in own], dim), node)
-            new = emit(graph, node, aten.slice_scatter.default, (new, stacked, dim, own[0], own[-1] + 1, step), node)
-        _replace(node, new)
-        graph.eliminate_dead_code()
-        return
-    new = emit(graph, node, aten.stack.default, (list(items.values()), dim), node)
-    if (lo, hi) != (0, size - 1):
-        pieces = [new]
-        if lo > 0:
-            pieces.insert(0, emit(graph, node, aten.slice.Tensor, (base, dim, 0, lo), node))
-        if hi < size - 1:
-            pieces.append(emit(graph, node, aten.slice.Tensor, (base, dim, hi + 1, size), node))
-        new = emit(graph, node, aten.cat.default, (pieces, dim), node)
-    _replace(node, new)
-    # The writes below are dead now; as users of what they wrote they would hide buffers within this one.
-    graph.eliminate_dead_code()
 
 
 def _flatten_cat(graph: fx.Graph, node: fx.Node) -> None:
     """``cat([cat([a, b]), c])`` is ``cat([a, b, c])``: a list that grows by ``torch.cat`` becomes one."""
     if node._erased or node.target is not aten.cat.default:
         return
-    dim = _dim(node, 1)
+    dim = dim_of(node, 1)
     changed = True
     while changed:
         changed = False
         items: list[Any] = []
         for item in node.args[0]:
             inner = isinstance(item, fx.Node) and item.target is aten.cat.default and len(item.users) == 1
-            if inner and _dim(item, 1) == dim:
+            if inner and dim_of(item, 1) == dim:
                 items.extend(item.args[0])
                 changed = True
             else:
@@ -463,16 +308,17 @@ def _flatten_cat(graph: fx.Graph, node: fx.Node) -> None:
 def _cat_to_stack(graph: fx.Graph, node: fx.Node) -> None:
     if node.target is not aten.cat.default:
         return
-    dim = _dim(node, 1)
+    dim = dim_of(node, 1)
     items = list(node.args[0])
     empty = [i for i in items if shape_of(i) == (0,) or (value(i).dim() > dim and shape_of(i)[dim] == 0)]
     if empty and len(empty) < len(items):
         items = [i for i in items if i not in empty]
         node.args = (items, dim)
-    unsqueezed = all(isinstance(i, fx.Node) and i.target is aten.unsqueeze.default and _dim(i, 1) == dim for i in items)
+    unsqueeze = aten.unsqueeze.default
+    unsqueezed = all(isinstance(i, fx.Node) and i.target is unsqueeze and dim_of(i, 1) == dim for i in items)
     if unsqueezed and len(items) > 1:
         new = emit(graph, node, aten.stack.default, ([i.args[0] for i in items], dim), node)
-        _replace(node, new)
+        replace_node(node, new)
 
 
 def _repeat_the_same(graph: fx.Graph) -> None:
@@ -489,11 +335,11 @@ def _repeat_the_same(graph: fx.Graph) -> None:
             key = node.target, repr(fx.map_arg((node.args, node.kwargs), lambda n: f"value {number[n]}"))
         number[node] = known.setdefault(key, len(known))
     for node in stacks:
-        item, dim = node.args[0][0], _dim(node, 1)
+        item, dim = node.args[0][0], dim_of(node, 1)
         if len({number[x] for x in node.args[0]}) == 1:
             single = emit(graph, node, aten.unsqueeze.default, (item, dim), node)
             times = [len(node.args[0]) if d == dim else 1 for d in range(value(single).dim())]
-            _replace(node, emit(graph, node, aten.repeat.default, (single, times), node))
+            replace_node(node, emit(graph, node, aten.repeat.default, (single, times), node))
 
 
 def _one_read_per_use(graph: fx.Graph) -> None:

@@ -143,11 +143,10 @@ class Dispatcher(members.InFront):
         turns = self.settings.turns
         turns.enter()
         try:
-            known = self.shortcut
-            if known is not None and not inside.depth and not self.disabled:
-                served = known.serves(args, kwargs)
-                if served is not None:
-                    return self._run(known.plan, known.length, *served, args, kwargs)
+            known = self.shortcut if not inside.depth and self._wanted() else None
+            served = known.serves(args, kwargs) if known is not None else None
+            if known is not None and served is not None:
+                return self._run(known.plan, known.length, *served, args, kwargs)
             return self._call(args, kwargs)
         finally:
             turns.leave()
@@ -401,8 +400,7 @@ class Dispatcher(members.InFront):
     def _compiled(
         self, key: Hashable, spec: Any, leaves: list[Any], found: Compiled, axes: list[TimeAxis] | None
     ) -> Compiled:
-        tensors = [x for x in leaves if isinstance(x, Tensor)]
-        long = ended(found, tensors)
+        long = ended(found, tensors := [x for x in leaves if isinstance(x, Tensor)])
         try:
             problem = unsupported(self.module)
             plan = None

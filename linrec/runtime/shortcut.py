@@ -224,5 +224,5 @@ def _hooks_of(modules: list[nn.Module]) -> list[dict[int, Any]]:
 
 
 def _is_special() -> bool:
-    """Whether torch is asked to do something out of the ordinary with all operators."""
-    return bool(_dispatch_modes() or _function_modes() or is_any_set_aside())
+    """Whether torch is asked to do something out of the ordinary with all operators, or somebody reads the code."""
+    return bool(_dispatch_modes() or _function_modes() or is_any_set_aside() or torch.compiler.is_compiling())

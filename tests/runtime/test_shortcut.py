@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -21,7 +20,6 @@ from linrec.runtime.dispatcher import Dispatcher
 from linrec.runtime.placement import default_device, without_default_device
 from linrec.runtime.shortcut import Shortcut
 from linrec.runtime.state import Seen, submodules
-from linrec.runtime.turns import Turns
 
 from .plans import plan
 
@@ -484,42 +482,3 @@ def test_strict_models_have_none(monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(3):
         model(of(2, 20, 3))
     assert model.__dict__["forward"].shortcut is None
-
-
-def test_who_enters_waits_for_who_compiles() -> None:
-    turns, order = Turns(), []
-    inside, done = threading.Event(), threading.Event()
-
-    def compile_() -> None:
-        with turns.alone() as free:
-            assert free
-            inside.set()
-            done.wait(0.2)
-            order.append("compiled")
-
-    def run() -> None:
-        inside.wait()
-        with turns.running(), turns.running():
-            order.append("ran")
-
-    threads = [threading.Thread(target=f) for f in (compile_, run)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert order == ["compiled", "ran"]
-    with turns.running(), turns.alone() as free:
-        assert free
-    found = []
-
-    def other() -> None:
-        with turns.alone() as free:
-            found.append(free)
-
-    with turns.running():
-        thread = threading.Thread(target=other)
-        thread.start()
-        thread.join()
-    assert found == [False]
-    with turns.alone() as free:
-        assert free
