@@ -186,7 +186,9 @@ def _logsumexp(t: Translator, a: Any) -> Value:
     top = t.map("stop", t.reduce("max", x, over, True), dtype=x.dtype)
     top = f.f("where", t.map("isinf", top, dtype=torch.bool), f.value(0), top)
     sums = t.reduce("sum", f.f("exp", f.f("sub", x, top)), over, True)
-    out = f.f("add", f.f("log", sums), top)
+    out = t.map("stop", f.f("add", f.f("log", sums), top), dtype=x.dtype)
+    # torch's derivative is exp(x - out), which is another number where the logarithm is lost beside a large maximum.
+    out = t.map("surrogate", out, sums, f.f("exp", f.f("sub", top, out)), dtype=x.dtype)
     return out if keepdim else out.moved([d for i, d in enumerate(out.dims) if i not in over])
 
 

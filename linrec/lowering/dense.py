@@ -11,7 +11,7 @@ from torch import Tensor, fx
 
 from linrec.analysis.polynomial import Factor, Index, Monomial
 from linrec.analysis.rules import Algebra
-from linrec.ir.nodes import emit, value
+from linrec.ir.nodes import emit, size_expr, value
 from linrec.ir.recurrence import LinearRecurrence
 from linrec.ir.sizes import hint
 from linrec.ir.timeaxis import linear
@@ -66,9 +66,16 @@ def _matrix(recurrence: LinearRecurrence, site: Site) -> fx.Node:
     size = space.size(row)
     like = recurrence.states[0]
     matrix = site.vectorizer.emit(aten.select.int, (matrix, 0, 0), like)
-    if all(isinstance(s, int) and s == size for s in value(matrix).shape):
+    if all(size_expr(s) == size for s in value(matrix).shape):
         return matrix
-    return site.vectorizer.emit(aten.expand.default, (matrix, [size, size]), like)
+    if isinstance(size, int):
+        return site.vectorizer.emit(aten.expand.default, (matrix, [size, size]), like)
+    return site.vectorizer.emit(_square, (matrix, site.initial[0], t.axis), like)
+
+
+def _square(matrix: Tensor, state: Tensor, axis: int) -> Tensor:
+    size = state.shape[axis]
+    return matrix.expand(size, size)
 
 
 def _diagonal(recurrence: LinearRecurrence, site: Site) -> fx.Node | None:
@@ -79,11 +86,11 @@ def _diagonal(recurrence: LinearRecurrence, site: Site) -> fx.Node | None:
         return None
     emitter = site.emitter(recurrence)
     diagonal = coefficients(emitter, kept, (row,), recurrence.states[0])
-    return site.vectorizer.emit(_diag, (diagonal, recurrence.algebra.space.size(row)), recurrence.states[0])
+    return site.vectorizer.emit(_diag, (diagonal, site.initial[0], t.axis), recurrence.states[0])
 
 
-def _diag(diagonal: Tensor, size: int) -> Tensor:
-    return torch.diag_embed(diagonal[0].expand(size))
+def _diag(diagonal: Tensor, state: Tensor, axis: int) -> Tensor:
+    return torch.diag_embed(diagonal[0].expand(state.shape[axis]))
 
 
 def transition_matrix(recurrence: LinearRecurrence, site: Site) -> fx.Node:

@@ -392,3 +392,24 @@ def test_parameters_as_constants() -> None:
     fast = CompiledScan(graph, 1, 1, Scan(graph, 1, 1))
     call(fast, 4, [torch.zeros(BATCH, 3), torch.randn(4, BATCH, 3), w])[1].sum().backward()
     assert fast.reason is None and w.grad is not None
+
+
+def test_logsumexp_of_what_is_as_good_as_zero() -> None:
+    def step(h: Tensor, x: Tensor) -> Any:
+        before = F.pad(h[:, :-1], (1, 0), value=-1e30)
+        h = torch.logsumexp(torch.stack([h, before]), 0) + x
+        return h, h
+
+    start = torch.full((BATCH, 4), -1e30, dtype=torch.float64)
+    start[:, 0] = 0.5
+    x = torch.randn(6, BATCH, 4, dtype=torch.float64)
+    graph = traced(step, start, x[0])
+    fast, loop = CompiledScan(graph, 1, 1, Scan(graph, 1, 1)), Scan(graph, 1, 1)
+    weights, found = torch.randn(6, BATCH, 4, dtype=torch.float64), []
+    for scan in (fast, loop):
+        own = leaves([start, x])
+        y = call(scan, 6, own)[-1]
+        found.append([y, *torch.autograd.grad((y * weights).sum(), own)])
+    assert fast.reason is None
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
