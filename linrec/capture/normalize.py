@@ -15,7 +15,15 @@ from torch import Tensor, fx
 from linrec.capture.cells import write_out_cells
 from linrec.capture.equations import without_ellipsis
 from linrec.capture.masks import write_as_choices
-from linrec.capture.stores import collapse_buffer, dim_of, drop_overwritten, forward_store, is_returned, replace_node
+from linrec.capture.stores import (
+    collapse_buffer,
+    dim_of,
+    drop_overwritten,
+    forward_store,
+    is_returned,
+    open_window,
+    replace_node,
+)
 from linrec.ir.nodes import emit, shape_of, size_expr, value
 from linrec.ir.scan import is_random
 
@@ -69,7 +77,7 @@ def normalize(graph_module: fx.GraphModule) -> None:
         if node.op == "call_function":
             _simplify(graph, node)
     graph.eliminate_dead_code()
-    for rewrite in (forward_store, drop_overwritten):
+    for rewrite in (open_window, forward_store, drop_overwritten):
         for node in list(graph.nodes):
             if node.op == "call_function":
                 rewrite(graph, node)

@@ -38,11 +38,13 @@ class Questions:
         branches: whether it branched on a tensor.
         value: the method by which it read the numbers of a tensor that is neither a parameter nor a buffer, or "". A
             trace knows `item`, but where all that goes into the tensor was there before, it takes the number for fixed.
+        gradient: whether it asked tensors if they require gradient.
     """
 
     length: bool = False
     branches: bool = False
     value: str = ""
+    gradient: bool = False
 
 
 class _Length(int):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -12,11 +14,27 @@ from linrec.ir.timeaxis import unsteps
 
 aten = torch.ops.aten
 
+_JOINING = (aten.stack.default, aten.cat.default)
 
-def merge_reads(graph: fx.Graph) -> None:
-    """A `stack` or `cat` of consecutive reads of one tensor becomes a single `unsteps` of it."""
+
+def windows(shorter: fx.Graph, longer: fx.Graph) -> set[int]:
+    """The sizes of `stack` and `cat` of which there are more in the longer of two graphs: those within steps."""
+    few, more = (
+        Counter(len(n.args[0]) for n in g.nodes if n.op == "call_function" and n.target in _JOINING)
+        for g in (shorter, longer)
+    )
+    return {size for size, count in few.items() if more[size] > count}
+
+
+def merge_reads(graph: fx.Graph, windows: Collection[int] = ()) -> None:
+    """A `stack` or `cat` of consecutive reads of one tensor becomes a single `unsteps` of it.
+
+    Args:
+        graph: is changed.
+        windows: how many tensors those have that stay, as they belong to a step.
+    """
     for node in list(graph.nodes):
-        if node.op != "call_function" or node.target not in (aten.stack.default, aten.cat.default):
+        if node.op != "call_function" or node.target not in _JOINING or len(node.args[0]) in windows:
             continue
         stacked = node.target is aten.stack.default
         rank = value(node).dim()

@@ -23,7 +23,7 @@ from linrec.capture.loops import (
     tree_map_leaves,
 )
 from linrec.capture.numbers import NUMBERS, Numbers, as_number, computed_in, takes_tensor, with_tensors
-from linrec.capture.reads import merge_reads, split_reads
+from linrec.capture.reads import merge_reads, split_reads, windows
 from linrec.ir.location import locate_like
 from linrec.ir.nodes import emit, shape_of, size_expr, value
 from linrec.ir.scan import Scan, is_random
@@ -41,8 +41,9 @@ def reroll(shorter: fx.GraphModule, longer: fx.GraphModule, growth: Sequence[int
     """
     rejected: set[tuple[Any, ...]] = set()
     count = 0
-    merge_reads(shorter.graph)
-    merge_reads(longer.graph)
+    within = windows(shorter.graph, longer.graph)
+    merge_reads(shorter.graph, within)
+    merge_reads(longer.graph, within)
     while True:
         first, second = (LoopFinder(g.graph, found is not None) for g in (shorter, longer))
         pair = _best_pair(first, second, growth, rejected)
@@ -59,7 +60,7 @@ def reroll(shorter: fx.GraphModule, longer: fx.GraphModule, growth: Sequence[int
             continue
         for graph_module, plan in zip((shorter, longer), plans, strict=True):
             plan.apply(graph_module, name)
-            merge_reads(graph_module.graph)
+            merge_reads(graph_module.graph, within)
             graph_module.graph.eliminate_dead_code()
             graph_module.graph.lint()
         count += 1

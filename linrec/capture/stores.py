@@ -62,6 +62,49 @@ def is_returned(node: fx.Node) -> bool:
     return any(user.op == "output" for user in node.users)
 
 
+def open_window(graph: fx.Graph, node: fx.Node) -> None:
+    """A read of a few indices of a buffer, or of a list that grows by ``torch.cat``, one of each: what is written there
+    in further steps does not matter to it, and what was written in those before is the value written."""
+    if node.target is not aten.slice.Tensor or len(node.args) != 4:
+        return
+    base, dim, start, end = node.args
+    if not (isinstance(start, int) and isinstance(end, int) and 2 <= end - start <= _WINDOW):
+        return
+    if not any(_goes_on(user, base, dim) for user in base.users) or not any(
+        start <= index < end for index in _written(base, dim)
+    ):
+        return
+    each = [emit(graph, node, aten.select.int, (base, dim, index), node) for index in range(start, end)]
+    replace_node(node, emit(graph, node, aten.stack.default, (each, dim), node))
+
+
+_WINDOW = 64
+"""How many indices are read one by one at most."""
+
+
+def _goes_on(user: fx.Node, base: fx.Node, dim: int) -> bool:
+    """Whether a node makes a buffer, or a list, with one more step of another."""
+    store = _store(user)
+    if store is not None:
+        return store[0] is base
+    return user.target is aten.cat.default and dim_of(user, 1) == dim and base in user.args[0]
+
+
+def _written(base: fx.Node, dim: int) -> list[int]:
+    """The indices of a buffer, or of a list, that were written one by one."""
+    found, store = [], _store(base)
+    while store is not None:
+        if store[2] == dim:
+            found.append(store[3])
+        base, store = store[0], _store(store[0])
+    if base.target is aten.cat.default and dim_of(base, 1) == dim:
+        sizes = [shape_of(piece)[dim] for piece in base.args[0]]
+        last = sizes[-1]
+        if all(isinstance(size, int) for size in sizes) and last == 1:
+            found.append(sum(sizes) - 1)
+    return found
+
+
 def forward_store(graph: fx.Graph, node: fx.Node) -> None:
     """A read of an index that was written before is the value written there."""
     read = _read(node)

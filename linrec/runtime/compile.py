@@ -195,6 +195,7 @@ def _compile(
             plan = replace(_adopt(plan, axis, name, same_state), flags=flags, contiguous=contiguous)
             return plan if asked is None else replace(plan, asks_length=asked.length)
     asked = asked or questions(module, forward, spec, leaves, axis.dims, axis.shown_at, axis.unit)
+    asked = replace(asked, gradient=asks_gradient)
     length = leaves[axis.leaf].shape[axis.dim] - axis.dims[axis.leaf][axis.dim]
     if key is not None and key in options.refused:
         obstruction, until = options.refused[key]
@@ -223,11 +224,11 @@ def _compile(
         lengths, period = attempts.pop(0)
         try:
             plan = _at_lengths(
-                module, forward, spec, leaves, axis, lengths, name, options, varied, known, asked.branches, period
+                module, forward, spec, leaves, axis, lengths, name, options, varied, known, asked, period
             )
             if any(varied) and any(_may_need_sizes(r) for r in plan.recurrences):
                 plan = _with_fixed_sizes(
-                    plan, module, forward, spec, leaves, axis, lengths, name, options, known, asked.branches
+                    plan, module, forward, spec, leaves, axis, lengths, name, options, known, asked
                 )
         except Refused as refused:
             refusal = refusal or refused
@@ -272,16 +273,14 @@ def _with_fixed_sizes(
     name: str,
     options: Options,
     known: Memos,
-    branches: bool,
+    asked: Questions,
 ) -> Plan:
     """The plan for the sizes of this call, only the first dimension free, where that leaves fewer loops: a state that
     is cut at positions along a dimension is understood only where the size of that dimension is known."""
     if all(isinstance(d, int) for dims in plan.shapes for d in _after_batch(dims)):
         return plan
     try:
-        fixed = _at_lengths(
-            module, forward, spec, leaves, axis, lengths, name, options, [], known, branches, plan.period
-        )
+        fixed = _at_lengths(module, forward, spec, leaves, axis, lengths, name, options, [], known, asked, plan.period)
     except Refused:
         return plan
     loops = [sum(not r.parallel for r in p.recurrences) for p in (plan, fixed)]
@@ -316,19 +315,19 @@ def _at_lengths(
     options: Options,
     varied: Varied,
     known: Memos,
-    branches: bool,
+    asked: Questions,
     period: int = 1,
 ) -> Plan:
-    asked = [_asked(module, forward, spec, leaves, axis, length) if branches else [] for length in lengths]
-    periods = per_step(asked[0], asked[1], lengths[1] - lengths[0])
+    conditions = [_asked(module, forward, spec, leaves, axis, n) if asked.branches else [] for n in lengths]
+    periods = per_step(conditions[0], conditions[1], lengths[1] - lengths[0])
     traces = [
         _trace(module, forward, spec, leaves, axis, length, varied, known, each, periods)
-        for length, each in zip(lengths, asked, strict=True)
+        for length, each in zip(lengths, conditions, strict=True)
     ]
     if traces[0].out_spec != traces[1].out_spec:  # as where the outputs of all steps are returned as a list
         traces = [
             _trace(module, forward, spec, leaves, axis, length, varied, known, each, periods, listed=True)
-            for length, each in zip(lengths, asked, strict=True)
+            for length, each in zip(lengths, conditions, strict=True)
         ]
     changing = changing_numbers(traces[1].graph_module.graph) is not None
 
@@ -347,7 +346,7 @@ def _at_lengths(
         plan, changed_by = _rewritten(module, traces, axis, name, options, numbers())
     if options.validate:
         try:
-            validate(plan, module, forward, spec, leaves)
+            validate(plan, module, forward, spec, leaves, asked.gradient)
         except Refused as refused:
             raise _naming(refused, involved(plan.recurrences, changed_by)) from None
     return plan

@@ -40,12 +40,18 @@ def _of_literals(plan: Plan) -> torch.dtype | None:
     return found.pop() if len(found) == 1 else None
 
 
-def validate(plan: Plan, module: nn.Module, forward: Any, spec: Any, leaves: Sequence[Any]) -> None:
+def validate(
+    plan: Plan, module: nn.Module, forward: Any, spec: Any, leaves: Sequence[Any], as_given: bool = False
+) -> None:
     """Compare a plan with the original, values and gradients, at two lengths (and batch sizes) that were not traced.
 
     In double precision throughout, where autocast casts nothing and neither do the casts that the plan has from it; a
     plan with such casts is then also run in its own precision, where it may be no worse than the original. What does
     not run in double precision is compared in its own, and by its values alone what has no gradients.
+
+    Args:
+        plan: what to compare; module: with the original; forward: its unwrapped forward; spec, leaves: of a call.
+        as_given: whether inputs require gradient only where those of the call do, as forward asks for it.
 
     Raises:
         Refused: LR010 with what differs, or with why nothing could be compared.
@@ -63,7 +69,7 @@ def validate(plan: Plan, module: nn.Module, forward: Any, spec: Any, leaves: Seq
             sized = longer
         _take_numbers(plan, module, forward, spec, sized, length)
         try:
-            _compare(plan, module, forward, spec, sized, needs, noise, length)
+            _compare(plan, module, forward, spec, sized, needs, noise, length, as_given)
             compared += 1
         except OtherBranch:
             continue
@@ -142,6 +148,7 @@ def _compare(
     needs: list[bool],
     noise: float,
     length: int,
+    as_given: bool,
 ) -> None:
     generator = torch.Generator().manual_seed(length)
     state = {n: _jitter(p.detach(), noise, generator) for n, p in module.named_parameters(remove_duplicate=False)}
@@ -165,8 +172,13 @@ def _compare(
 
     # Some operators have no derivative by all that they take, some programs run in one precision only, and where
     # forward writes over what backward needs there are values alone.
-    how: dict[str, bool] = {}
-    for how in ({}, {"every": False}, {"every": False, "double": False}, {"every": False, "gradients": False}):
+    ways: tuple[dict[str, bool], ...] = (
+        {},
+        {"every": False},
+        {"every": False, "double": False},
+        {"every": False, "gradients": False},
+    )
+    for how in ways[as_given:]:
         reference = ran(_run_original, **how)
         if not isinstance(reference, Exception):
             break

@@ -231,3 +231,34 @@ def test_original_errors_are_the_users(model: Gated, oracle: Gated) -> None:
         assert str(actual.value).splitlines()[:1] == str(expected.value).splitlines()[:1]
     assert steps_of(lambda: model(series())) == 0
     same(model, oracle, series())
+
+
+class Weighted(nn.Module):
+    """Does otherwise where a derivative by its input is wanted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor(0.3, dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, out = torch.zeros_like(x[:, 0]), []
+        for t in range(x.shape[1]):
+            h = self.w * h + x[:, t]
+            out.append(h)
+        return torch.stack(out, 1) * (2.0 if x.requires_grad else 1.0)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_branches_on_whether_inputs_require_gradient(first: bool) -> None:
+    loop, model = Weighted(), linrec.parallelize(Weighted())
+    for batch, length in ((2, 24), (3, 41)):
+        for wanted in (first, not first, first):
+            x = torch.randn(batch, length, 3, dtype=torch.float64).requires_grad_(wanted)
+            found = []
+            for m in (model, loop):
+                y = m(x)
+                found.append([y, *torch.autograd.grad(y.square().sum(), [m.w, *([x] if wanted else [])])])
+            for a, b in zip(*found, strict=True):
+                torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+    report = linrec.report(model)
+    assert not report.obstructions and all(r.parallel for r in report.recurrences)
