@@ -93,8 +93,7 @@ class Dispatcher(members.InFront):
     @property
     def original(self) -> Any:
         """The module's own forward."""
-        own = self.own if self.own is not None else _of_class(self.module)
-        return under_default_device(own)
+        return under_default_device(self.own if self.own is not None else _of_class(self.module))
 
     @property
     def __signature__(self) -> inspect.Signature:
@@ -146,6 +145,7 @@ class Dispatcher(members.InFront):
             known = self.shortcut if not inside.depth and self._wanted() else None
             served = known.serves(args, kwargs) if known is not None else None
             if known is not None and served is not None:
+                self.last_plan = known.plan
                 return self._run(known.plan, known.length, *served, args, kwargs)
             return self._call(args, kwargs)
         finally:
@@ -191,8 +191,8 @@ class Dispatcher(members.InFront):
     def _unseen(self, key: Hashable, leaves: list[Any]) -> bool:
         """Whether a call like this one was not looked at yet. Where a number of the module moves from call to call, all
         calls are unlike those before: after many of them nothing new is to be expected."""
-        seen = key in self.looked or (key, clipped(leaves)) in self.looked
-        return not seen and len(self.looked) < 4 * MAX_SIGNATURES
+        new = key not in self.looked and (key, clipped(leaves)) not in self.looked
+        return new and len(self.looked) < 4 * MAX_SIGNATURES
 
     def _is_brief(self, args: Any) -> bool:
         """Whether a call is too short for any plan to pay, told at a glance: finding its plan would take longer."""

@@ -4,6 +4,7 @@ operators: a plan serves while that is as it was, and is checked at every length
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import importlib
 import os
@@ -239,7 +240,9 @@ class Asking(Leaky):
 @pytest.mark.parametrize("how", ["shape", "size", "len", "between", "largest"])
 def test_a_length_that_is_asked_for_is_checked(how: str) -> None:
     ours, oracle = linrec.parallelize(Asking(how)), Asking(how)
-    with pytest.warns(UserWarning, match="LR011|LR010"):
+    # What every sixteenth length does is a turn, which has a plan of its own; the others have none.
+    turns = how not in ("between", "largest")
+    with contextlib.nullcontext() if turns else pytest.warns(UserWarning, match="LR011|LR010"):
         for length in (25, 131, 64, 64, 25, 50, 131):
             same(ours, oracle, series(2, length))
 
