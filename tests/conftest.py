@@ -40,6 +40,8 @@ SLOW = (
 ONE_IN = {
     "tests/models/test_parallel.py": 10,
     "tests/lowering/test_lowerings.py": 6,
+    "tests/analysis/test_vectorize.py": 2,
+    "tests/codegen/test_last_call.py": 2,
     "tests/lowering/test_random.py": 4,
     "tests/loops/": 48,
     "tests/codegen/test_steps.py": 3,
@@ -65,8 +67,10 @@ ONE_IN = {
     "tests/runtime/test_padded.py": 3,
     "tests/runtime/test_placed.py": 3,
     "tests/runtime/test_scalars.py": 3,
+    "tests/runtime/test_shortcut.py": 2,
     "tests/runtime/test_surrogates.py": 2,
     "tests/runtime/test_torch_compile.py": 3,
+    "tests/runtime/test_windows.py": 3,
     "tests/transformers/test_functions.py": 2,
     "tests/transformers/test_language_models.py": 3,
 }
