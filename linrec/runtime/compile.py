@@ -183,7 +183,8 @@ def _compile(
     tensors = [x for x in leaves if isinstance(x, Tensor)]
     asks_gradient, contiguous = asks_tensors(module, forward, spec, leaves, axis)
     flags = gradient_flags(module, tensors) if asks_gradient else None
-    key = fingerprint(module, forward, spec, leaves, axis, varied)
+    found = fingerprint(module, forward, spec, leaves, axis, varied)
+    key = None if found is None else (found, flags)
     shared = options.shared.get(key) if key is not None else None
     asked: Questions | None = None
     if shared is not None and shared[0].fits(tensors) and axis.forward is None and (not long or shared[0].period > 1):
