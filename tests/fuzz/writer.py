@@ -162,6 +162,7 @@ class _Writer:
         name, through = self._other(j, done)
         if i in through:
             return None
+        self.rounds |= kinds[0] in ("f", "i")  # of what a sigmoid of it is
         deps: dict[int, str] = {i: "linear"}
         _joined(deps, through, "unsure" if kinds == ("f", "f") else "nonlinear")
         return self.pick.one(GATES[kinds]).replace("H", f"h{i}").replace("G", name), deps
