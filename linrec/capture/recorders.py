@@ -218,13 +218,14 @@ class Calls(TorchFunctionMode):
             return func(*args, **(kwargs or {}))
         grad = torch.is_grad_enabled()
         self.record.calls[(name, tuple(x for x in leaves if type(x) is float), grad)] += 1
-        if not self.keep:
-            flags = [grad and x.requires_grad for x in leaves if isinstance(x, Tensor)]
+        flags = [] if self.keep else [grad and x.requires_grad for x in leaves if isinstance(x, Tensor)]
+        out = func(*args, **(kwargs or {}))
+        if not self.keep and isinstance(out, (Tensor, list, tuple)) and type(out) is not torch.Size:
+            # What gives no tensor, as a look at a size, may come between others in some of the steps.
             listed = bool(args) and isinstance(args[0], (list, tuple))  # of all steps, maybe
             which = frozenset(flags) if listed else tuple(flags)
             self.record.order[(name, self.last, grad, which)] += 1
             self.last = (name, which)
-        out = func(*args, **(kwargs or {}))
         if self.keep and not name.endswith("__get__"):  # a property may be there already, as a gradient is
             self._keep(leaves, out)
         if is_asked(func, args, kwargs or {}):
