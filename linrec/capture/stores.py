@@ -98,7 +98,7 @@ def _written(base: fx.Node, dim: int) -> list[int]:
             found.append(store[3])
         base, store = store[0], _store(store[0])
     if base.target is aten.cat.default and dim_of(base, 1) == dim:
-        sizes = [shape_of(piece)[dim] for piece in base.args[0]]
+        sizes = [shape_of(piece)[dim] if value(piece).dim() > dim else 0 for piece in base.args[0]]  # or an empty one
         last = sizes[-1]
         if all(isinstance(size, int) for size in sizes) and last == 1:
             found.append(sum(sizes) - 1)

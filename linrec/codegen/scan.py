@@ -26,7 +26,7 @@ from linrec.ir.extension import PASSING
 from linrec.ir.scan import step_shapes
 from linrec.ir.sizes import hint
 from linrec.ops.opaque import Opaque, Shape
-from linrec.ops.plain import are_plain, unwatched
+from linrec.ops.plain import are_plain, guards_of, unwatched
 from linrec.ops.precision import own_precision
 from linrec.ops.switch import Switch
 
@@ -104,9 +104,7 @@ class Like:
         tensors = [x for x in values if isinstance(x, Tensor)]
         self._guards: TensorGuards | None = None
         if len({id(x) for x in tensors}) == len(tensors):  # the guards take each tensor once
-            sizes: list[Any] = [list(x.shape) for x in tensors]
-            free: list[Any] = [[None] * x.dim() for x in tensors]
-            self._guards = TensorGuards(*tensors, dynamic_dims_sizes=sizes, dynamic_dims_strides=free)
+            self._guards = guards_of(tensors)
 
     def serves(self, values: Sequence[Any]) -> bool:
         """Whether these are plain tensors of the same types, sizes and demands, the same numbers, and nothing else

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._C._dynamo.guards import TensorGuards
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 
@@ -32,3 +34,11 @@ def are_plain(tensors: Iterable[Tensor | None], devices: tuple[str, ...]) -> boo
             return False
         place = x.device
     return True
+
+
+def guards_of(tensors: Sequence[Any], strides: bool = False) -> TensorGuards:
+    """What is quick to tell whether other tensors are like these, of which each may be there once: types, dtypes,
+    sizes, devices, whether they require gradient, what torch does with them now; strides where these count."""
+    sizes: list[Any] = [list(x.shape) for x in tensors]
+    steps: list[Any] = [list(x.stride()) if strides else [None] * x.dim() for x in tensors]
+    return TensorGuards(*tensors, dynamic_dims_sizes=sizes, dynamic_dims_strides=steps)

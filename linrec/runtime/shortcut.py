@@ -12,12 +12,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._C._dynamo.guards import GlobalStateGuard, TensorGuards, dict_version
+from torch._C._dynamo.guards import GlobalStateGuard, dict_version
 from torch.nn.modules import module as _hooks
 
 from linrec.capture.surroundings import Watch
 from linrec.ir import members
 from linrec.ir.held import lookup, split
+from linrec.ops.plain import guards_of
 from linrec.runtime.placement import is_any_set_aside
 from linrec.runtime.plan import Plan
 from linrec.runtime.state import Seen
@@ -91,10 +92,7 @@ class Shortcut:
             firsts.setdefault(id(x), k)
         self._shared += [(firsts[id(x)], k) for k, x in enumerate(every) if firsts[id(x)] != k]
         self._single = list(firsts.values()) if len(firsts) < len(every) else None
-        guarded = [every[k] for k in firsts.values()]
-        sizes: list[Any] = [list(x.shape) for x in guarded]
-        strides: list[Any] = [list(x.stride()) if plan.contiguous else [None] * x.dim() for x in guarded]
-        self._guards = TensorGuards(*guarded, dynamic_dims_sizes=sizes, dynamic_dims_strides=strides)
+        self._guards = guards_of([every[k] for k in firsts.values()], plan.contiguous)
         self._state = GlobalStateGuard()
         self._fixed = _unchanged(known)
         self._hooks = _hooks_of([sub for sub, *_ in known[1:]])
