@@ -2,7 +2,8 @@
 decays.
 
 The parallel prefix of any associative operation is due to Ladner & Fischer, "Parallel Prefix Computation" (1980); the
-decaying maximum is the peak follower of audio limiters, m_t = max(gamma m_{t-1}, |x_t|).
+decaying maximum is the peak follower of audio limiters, m_t = max(gamma m_{t-1}, |x_t|). The cumulative sum that is kept
+positive, s_t = max(s_{t-1} + x_t - k, 0), is that of Page, "Continuous Inspection Schemes" (1954).
 """
 
 from __future__ import annotations
@@ -72,3 +73,19 @@ class PeakFollower(nn.Module):
             m = torch.max(gamma * m, x_t.abs())
             peaks.append(m)
         return torch.stack(peaks, dim=1)
+
+
+class Cusum(nn.Module):
+    """Sums since the last time that the sum was zero: x (B, T, D) -> (B, T, D), with a learned allowance."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.allowance = nn.Parameter(torch.full((channels,), 0.1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        s = torch.zeros_like(x[:, 0])
+        out = []
+        for t in range(x.shape[1]):
+            s = torch.relu(s + x[:, t] - self.allowance)
+            out.append(s)
+        return torch.stack(out, dim=1)

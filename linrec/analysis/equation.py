@@ -14,6 +14,7 @@ from linrec.analysis.labels import Labels
 from linrec.analysis.polynomial import Factor, Index, Monomial, Polynomial
 from linrec.analysis.quoted import quoted
 from linrec.analysis.semiring import SemiringRecurrence
+from linrec.analysis.semiring_system import SemiringSystem
 from linrec.ir.formula import Call, Diagonal, Elementwise, Equation, Symbol, Transpose, to_text
 from linrec.ir.recurrence import LinearRecurrence
 
@@ -60,6 +61,45 @@ def joined(recurrence: SemiringRecurrence, name: str, invariant: Collection[fx.N
     right = Call(sympy.Symbol(join), inner, labels.of(recurrence.other, "drive")[0])
     formulas = [sympy.Eq(Symbol(f"{name}[t]"), plus(right, recurrence.after), evaluate=False)]
     return Equation(tuple(formulas), _used(formulas, labels))
+
+
+def summed(system: SemiringSystem, names: Sequence[str]) -> Equation:
+    """The formulas of a recurrence over another semiring, of any structure: ``a[t] = logsumexp(A + a[t-1]) + e[t]``."""
+    labels = Labels(names, system.invariant)
+    over, join = _SUMS[system.kind.name]
+
+    def label(f: Factor) -> Any:
+        if f.atom.kind == "state":
+            return Symbol(f"{names[system.states.index(f.atom.node)]}[t-1]")
+        if f.atom.kind not in ("value", "reciprocal"):
+            raise _NoMatrixForm
+        found = labels.of(f.atom.node)[0]
+        return found if f.atom.kind == "value" else sympy.Mul(-1, found, evaluate=False)
+
+    def term(m: Monomial, free: set[Index]) -> Any:
+        bound = not free.issuperset(i for f in m.factors for i in f.indices())
+        inside = [f for f in m.factors if f.atom.kind == "state" or not free.issuperset(f.indices())]
+        parts = [_plus([label(f) for f in inside])] if inside else []
+        if bound:
+            parts = [Call(sympy.Symbol(over), *parts)]
+        parts += [label(f) for f in m.factors if f not in inside]
+        number = m.coefficient.number
+        return _plus([*parts, *([sympy.sympify(number)] if number or not parts else [])])
+
+    formulas = []
+    for name, p in zip(names, system.updates, strict=True):
+        free = {i for axis in p.axes for i in axis}
+        terms = [term(m, free) for m in p.terms]
+        right = Call(sympy.Symbol(join), *terms) if len(terms) > 1 else terms[0]
+        formulas.append(sympy.Eq(Symbol(f"{name}[t]"), right, evaluate=False))
+    return Equation(tuple(formulas), _used(formulas, labels))
+
+
+def _plus(terms: list[Any]) -> Any:
+    return sympy.Add(*terms, evaluate=False) if len(terms) > 1 else terms[0]
+
+
+_SUMS = {"log-sum-exp": ("logsumexp", "logaddexp"), "max-plus": ("max", "max"), "min-plus": ("min", "min")}
 
 
 def _used(formulas: list[Any], labels: Labels) -> tuple[tuple[str, str], ...]:

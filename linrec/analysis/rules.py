@@ -3,7 +3,7 @@ and returns the polynomial of its result; an operator without a rule, or a rule 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -58,6 +58,8 @@ class Algebra:
         expand: also look into state-free nodes (needed where products of them cancel).
     """
 
+    rules: Mapping[Any, Rule] = RULES
+
     def __init__(self, states: set[fx.Node], core: set[fx.Node], expand: bool = False) -> None:
         self.space = Space()
         self.states = states
@@ -79,7 +81,7 @@ class Algebra:
         stateful, dtype = node in self.core, value(node).dtype
         if stateful and dtype is torch.bool:
             return self.space.atom("opaque", node, shape_of(node))
-        found = RULES.get(node.target)
+        found = self.rules.get(node.target)
         expand = self.expand and dtype not in _WRAPPING
         if found is not None and (stateful or expand or node.target in _CONSTANTS):
             try:

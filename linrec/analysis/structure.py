@@ -39,18 +39,19 @@ def recurrence_of(step: fx.GraphModule, component: Component, xs: Iterable[fx.No
     for expand in (False, True):
         algebra = Algebra(set(states), set(component.core), expand)
         polynomials = tuple(algebra.of(u) for u in updates)
-        if all(_affine(p) for p in polynomials):
-            transition = _transition(algebra, states, polynomials, _changing(step, xs, component))
-            invariant = frozenset(step.graph.nodes) - _changing(step, xs, component)
+        if all(affine(p) for p in polynomials):
+            transition = transition_of(algebra, states, polynomials, changing_nodes(step, xs, component))
+            invariant = frozenset(step.graph.nodes) - changing_nodes(step, xs, component)
             return LinearRecurrence(states, polynomials, algebra, transition, invariant)
     return blame(step, component, polynomials, updates)
 
 
-def _affine(p: Polynomial) -> bool:
+def affine(p: Polynomial) -> bool:
+    """Whether no term holds two states, or a value that depends on them through an operator without a rule."""
     return all(not m.of_kind("opaque") and len(m.of_kind("state")) <= 1 for m in p.terms)
 
 
-def _changing(step: fx.GraphModule, xs: Iterable[fx.Node], component: Component) -> frozenset[fx.Node]:
+def changing_nodes(step: fx.GraphModule, xs: Iterable[fx.Node], component: Component) -> frozenset[fx.Node]:
     """The nodes that change from step to step."""
     changing = set(xs)
     placeholders = [n for n in step.graph.nodes if n.op == "placeholder"]
@@ -61,9 +62,10 @@ def _changing(step: fx.GraphModule, xs: Iterable[fx.Node], component: Component)
     return frozenset(changing)
 
 
-def _transition(
+def transition_of(
     algebra: Algebra, states: tuple[fx.Node, ...], updates: tuple[Polynomial, ...], changing: frozenset[fx.Node]
 ) -> Transition:
+    """The structure of the linear part of the updates."""
     is_complex = any(value(s).is_complex() for s in states)
     linear = [m for p in updates for m in p.terms if m.of_kind("state")]
     constant = not any(f.atom.node in changing for m in linear for f in m.factors if f.atom.kind != "state")

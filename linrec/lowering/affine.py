@@ -4,11 +4,13 @@ transitions, dense time-varying ones. Its program is read off the polynomial's i
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, fx
 
-from linrec.analysis.polynomial import Axis, Index, Monomial, NoRule, Polynomial
+from linrec.analysis.polynomial import Atom, Axis, Index, Monomial, NoRule, Polynomial
+from linrec.analysis.semiring_system import SemiringSystem
 from linrec.ir.nodes import shape_of
 from linrec.ir.recurrence import LinearRecurrence
 from linrec.lowering.cost import Work
@@ -48,12 +50,12 @@ class ChunkedAffine(Lowering):
         """Whether the state is inexact, every coefficient a number, and the mixed elements few enough for a basis."""
         if not is_inexact(recurrence) or any(is_symbolic_coefficient(p) for p in recurrence.updates):
             return False
-        program = _Structure(recurrence)
+        program = Structure(recurrence)
         return 0 < program.volume() <= MAX_MIXED
 
     def cost(self, recurrence: LinearRecurrence, site: Site, length: int) -> Work:
         """Operations of `length` steps, those of the basis included, and about as many calls as there are chunks."""
-        structure = _Structure(recurrence)
+        structure = Structure(recurrence)
         size, terms = state_size(recurrence) * length, max(1, len(structure.linear))
         chunks = 3 * math.sqrt(length / 3)
         if recurrence.transition.time_invariant:  # what a chunk does to the state is found for one of them
@@ -64,7 +66,7 @@ class ChunkedAffine(Lowering):
 
     def emit(self, recurrence: LinearRecurrence, site: Site) -> list[tuple[fx.Node | None, fx.Node]]:
         """Write the algorithm; return (all states, final state) for each carry."""
-        structure = _Structure(recurrence)
+        structure = Structure(recurrence)
         emitter = site.emitter(recurrence)
         drives = []
         for state, p in zip(recurrence.states, recurrence.updates, strict=True):
@@ -82,16 +84,17 @@ def is_symbolic_coefficient(p: Polynomial) -> bool:
     return any(not isinstance(m.coefficient, (int, float, complex)) for m in p.terms)
 
 
-class _Structure:
+class Structure:
     """Which state dimensions are lanes, coupled or mixed, and the terms over index letters."""
 
-    def __init__(self, recurrence: LinearRecurrence) -> None:
+    def __init__(self, recurrence: LinearRecurrence | SemiringSystem) -> None:
         self.recurrence = recurrence
         self.space = recurrence.algebra.space
         self.classes: dict[tuple[int, int], tuple[int, int]] = {}
         self.mixed: set[tuple[int, int]] = set()
         self.coupled: set[tuple[int, int]] = set()
         self.linear: list[tuple[int, int, Monomial, tuple[Axis, ...]]] = []
+        self.atoms: list[Atom] = []  # of a program's operands
         for i, p in enumerate(recurrence.updates):
             for m in p.terms:
                 for factor in m.of_kind("state"):
@@ -177,8 +180,11 @@ class _Structure:
         keys = [(i, d) for d in range(len(shape_of(self.recurrence.states[i])))]
         return [k for k in keys if k not in self.mixed and (k in self.coupled) == coupled]
 
-    def program(self, emitter: Emitter, operands: list[fx.Node]) -> AffineProgram:
-        """The program, with its factors written into the graph and appended to `operands`."""
+    def program(
+        self, emitter: Emitter, operands: list[fx.Node], number: Callable[[Any], Any] = lambda coefficient: coefficient
+    ) -> AffineProgram:
+        """The program, with its factors written into the graph and appended to `operands`; `number` says what the
+        coefficient of a monomial is there."""
         letters: dict[Index, str] = {}
         rest_of_letters = iter(_LETTERS)
         freed: dict[Any, list[str]] = {}  # by size, those of indices that only other terms sum over
@@ -203,9 +209,10 @@ class _Structure:
                     node, _ = emitter._split(f)
                     known[key] = len(operands)
                     operands.append(node)
+                    self.atoms.append(f.atom)
                 labels = "".join(name(x) for x in f.indices())
-                if f.atom.kind in ("mask", "unmask"):
-                    masks.append((known[key], labels, f.atom.kind == "mask"))
+                if f.atom.kind in emitter.masking:
+                    masks.append((known[key], labels, f.atom.kind != "unmask"))
                 else:
                     plain.append((known[key], labels))
             source = tuple("".join(name(x) for x in a) for a in axes)
@@ -225,7 +232,7 @@ class _Structure:
                     source,
                     target,
                     tuple(masks),
-                    m.coefficient,
+                    number(m.coefficient),
                 )
             )
             for x in sorted(bound_local - free):

@@ -28,6 +28,9 @@ class Emitter:
         vectorizer: writes the atoms; algebra: knows the sizes; like: a step node to name and locate the result by.
     """
 
+    masking: tuple[str, ...] = ("mask", "unmask")
+    """The kinds of atoms that a program of an affine recurrence has as masks."""
+
     def __init__(self, vectorizer: Vectorizer, algebra: Algebra, like: fx.Node) -> None:
         self.v, self.space, self.like = vectorizer, algebra.space, like
 
@@ -113,7 +116,7 @@ class Emitter:
             # A number times an integer tensor would have torch's default dtype.
             node = self._emit(aten._to_copy.default, node, dtype=value(self.like).dtype)
         if factor.atom.kind == "reciprocal":
-            node = self._emit(aten.reciprocal.default, node)
+            node = self._inverse(node)
         indices = list(factor.indices())
         if len(set(indices)) != len(indices):
             raise NoRule("an index twice in one factor")
@@ -125,6 +128,9 @@ class Emitter:
                 lead = self.v.length if steps.timed else 1
                 node = self._emit(aten.reshape.default, node, [lead, *(self.size(i) for i in indices)])
         return node, indices
+
+    def _inverse(self, node: fx.Node) -> fx.Node:
+        return self._emit(aten.reciprocal.default, node)
 
     def _constant(self, factor: Factor) -> tuple[fx.Node, list[Index]]:
         """A constant matrix that no node of the step holds."""

@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 
 from linrec.analysis.polynomial import Axes, Monomial
 from linrec.analysis.readout import Readout
+from linrec.analysis.semiring_system import SemiringSystem
 from linrec.analysis.vectorize import Vectorizer
 from linrec.ir.extension import enter
 from linrec.ir.location import locate_like
@@ -172,12 +173,12 @@ def work_of(lowering: Lowering, recurrence: LinearRecurrence, site: Site, length
     return work
 
 
-def state_size(recurrence: LinearRecurrence) -> float:
+def state_size(recurrence: LinearRecurrence | SemiringSystem) -> float:
     """Number of elements of all states together, at the sizes of the call that was traced."""
     return float(sum(element_count(value(s)) for s in recurrence.states))
 
 
-def state_bytes(recurrence: LinearRecurrence) -> float:
+def state_bytes(recurrence: LinearRecurrence | SemiringSystem) -> float:
     """Bytes of all states together."""
     return float(sum(element_count(value(s)) * value(s).element_size() for s in recurrence.states))
 

@@ -57,6 +57,20 @@ class AffineProgram:
     lanes: tuple[tuple[int, ...], ...]
     mixed: tuple[tuple[int, ...], ...]
 
+    @property
+    def zero(self) -> float:
+        """What is neutral for the sum."""
+        return 0.0
+
+    @property
+    def one(self) -> float:
+        """What is neutral for the product."""
+        return 1.0
+
+    def join(self, x: Tensor, y: Tensor) -> Tensor:
+        """The sum of two tensors."""
+        return x + y
+
     def apply(self, states: Sequence[Tensor], operands: Sequence[Tensor]) -> list[Tensor]:
         """The linear part, once. States are (C, *state, X); operands (C or 1, *indices)."""
         sizes = dict(self.sizes)
@@ -64,11 +78,11 @@ class AffineProgram:
         for term in self.terms:
             value = self._term(term, states[term.source], operands, sizes)
             known = out[term.target]
-            out[term.target] = value if known is None else known + value
+            out[term.target] = value if known is None else self.join(known, value)
         result = []
         for state, total in zip(states, out, strict=True):
             if total is None:
-                result.append(torch.zeros_like(state))
+                result.append(torch.full_like(state, self.zero))
             else:
                 result.append(total if total.shape == state.shape else total.expand(state.shape))
         return result
@@ -113,8 +127,8 @@ class AffineProgram:
         total, start = sum(volumes), 0
         out: list[Tensor] = []
         for state, mixed, volume in zip(states, self.mixed, volumes, strict=True):
-            eye = torch.zeros(volume, total, dtype=state.dtype, device=state.device)
-            eye[:, start : start + volume].fill_diagonal_(1)
+            eye = torch.full((volume, total), self.zero, dtype=state.dtype, device=state.device)
+            eye[:, start : start + volume].fill_diagonal_(self.one)
             shape = [state.shape[1 + d] if d in mixed else 1 for d in range(state.dim() - 2)]
             full = [
                 1 if d in lanes else state.shape[1 + d]
@@ -133,8 +147,25 @@ class AffineProgram:
             lanes = self.lanes[i]
             rows = column.movedim([1 + d for d in lanes], list(range(1, 1 + len(lanes)))).flatten(0, len(lanes))
             # rows: (C or 1, coupled and mixed dims in order, n); flat: (coupled dims, n, lanes)
-            out.append(_spread(rows, flat, states[i], lanes, self.mixed[i]))
+            out.append(self._spread(rows, flat, states[i], lanes, self.mixed[i]))
         return out
+
+    def _product(self, matrix: Tensor, flat: Tensor) -> Tensor:
+        return matrix @ flat
+
+    def _spread(
+        self, rows: Tensor, flat: Tensor, like: Tensor, lanes: tuple[int, ...], mixed: tuple[int, ...]
+    ) -> Tensor:
+        dims = [d for d in range(like.dim() - 2) if d not in lanes]
+        coupled = [d for d in dims if d not in mixed]
+        order = [dims.index(d) for d in coupled] + [dims.index(d) for d in mixed]
+        matrix = rows[0].permute(*order, len(dims))
+        lead = matrix.shape[: len(coupled)]
+        product = self._product(matrix.reshape(*lead, -1, matrix.shape[-1]), flat)
+        sizes = [like.shape[1 + d] for d in (*coupled, *mixed, *lanes)]
+        spread = product.reshape(sizes)
+        back = [(*coupled, *mixed, *lanes).index(d) for d in range(like.dim() - 2)]
+        return spread.permute(back).unsqueeze(0).unsqueeze(-1)
 
     def _coordinates(self, state: Tensor, i: int) -> Tensor:
         """A state (1, *state, 1) as (*coupled, mixed volume, lane volume)."""
@@ -149,19 +180,6 @@ class AffineProgram:
 def _masked(mask: Tensor, value: Tensor, keep: bool) -> Tensor:
     zero = value.new_zeros(())
     return torch.where(mask, value, zero) if keep else torch.where(mask, zero, value)
-
-
-def _spread(rows: Tensor, flat: Tensor, like: Tensor, lanes: tuple[int, ...], mixed: tuple[int, ...]) -> Tensor:
-    dims = [d for d in range(like.dim() - 2) if d not in lanes]
-    coupled = [d for d in dims if d not in mixed]
-    order = [dims.index(d) for d in coupled] + [dims.index(d) for d in mixed]
-    matrix = rows[0].permute(*order, len(dims))
-    lead = matrix.shape[: len(coupled)]
-    product = matrix.reshape(*lead, -1, matrix.shape[-1]) @ flat
-    sizes = [like.shape[1 + d] for d in (*coupled, *mixed, *lanes)]
-    spread = product.reshape(sizes)
-    back = [(*coupled, *mixed, *lanes).index(d) for d in range(like.dim() - 2)]
-    return spread.permute(back).unsqueeze(0).unsqueeze(-1)
 
 
 def _split_sizes(shape: Sequence[int], labels: Sequence[str], sizes: dict[str, int]) -> list[int]:
@@ -221,30 +239,31 @@ def affine_scan(
     dtypes = [h.dtype for h in initial]
     drives, operands, initial = ([x.to(compute_dtype(x.dtype)) for x in xs] for xs in (drives, operands, initial))
     return [
-        h.to(dtype) for h, dtype in zip(_affine_scan(program, drives, operands, initial, length), dtypes, strict=True)
+        h.to(dtype) for h, dtype in zip(chunked_scan(program, drives, operands, initial, length), dtypes, strict=True)
     ]
 
 
 @own_precision
-def _affine_scan(
+def chunked_scan(
     program: AffineProgram, drives: Sequence[Tensor], operands: Sequence[Tensor], initial: Sequence[Tensor], length: int
 ) -> list[Tensor]:
+    """`affine_scan` of operands in one dtype, over the semiring of the program."""
     starts = [h.unsqueeze(0).unsqueeze(-1) for h in initial]
     if length <= 16:
-        return _by_steps(program, drives, operands, starts, length)
+        return scan_by_steps(program, drives, operands, starts, length)
     inner = max(4, round(math.sqrt(length / 3)))
     chunks = -(-length // inner)
     pad = chunks * inner - length
     first = program.apply(starts, [x[:1] for x in operands])
-    entered = [torch.cat([b[:1] + f[..., 0], b[1:]]) for b, f in zip(drives, first, strict=True)]
-    steps = [_chunked(b, pad, chunks, inner) for b in entered]
+    entered = [torch.cat([program.join(b[:1], f[..., 0]), b[1:]]) for b, f in zip(drives, first, strict=True)]
+    steps = [_chunked(b, pad, chunks, inner, program.zero) for b in entered]
     factors = [_chunked(x, pad, chunks, inner) if x.shape[0] != 1 else [x] * inner for x in operands]
     at = [[f[k] for f in factors] for k in range(inner)]
 
     local = [s[0].unsqueeze(-1) for s in steps]
     for k in range(1, inner):
         moved = program.apply(local, at[k])
-        local = [m + s[k].unsqueeze(-1) for m, s in zip(moved, steps, strict=True)]
+        local = [program.join(m, s[k].unsqueeze(-1)) for m, s in zip(moved, steps, strict=True)]
     columns = [
         c.expand(chunks, *c.shape[1:]) if any(f.shape[0] != 1 for f in at[0]) else c for c in program.basis(starts)
     ]
@@ -254,29 +273,32 @@ def _affine_scan(
     for c in range(1, chunks):
         here = [x[c : c + 1] if x.shape[0] != 1 else x for x in columns]
         moved = program.combine(here, ends[-1])
-        ends.append([m + x[c : c + 1] for m, x in zip(moved, local, strict=True)])
-    state = [torch.cat([torch.zeros_like(ends[0][i]), *(e[i] for e in ends[:-1])]) for i in range(len(initial))]
+        ends.append([program.join(m, x[c : c + 1]) for m, x in zip(moved, local, strict=True)])
+    state = [
+        torch.cat([torch.full_like(ends[0][i], program.zero), *(e[i] for e in ends[:-1])]) for i in range(len(initial))
+    ]
     rows: list[list[Tensor]] = []
     for k in range(inner):
         moved = program.apply(state, at[k])
-        state = [m + s[k].unsqueeze(-1) for m, s in zip(moved, steps, strict=True)]
+        state = [program.join(m, s[k].unsqueeze(-1)) for m, s in zip(moved, steps, strict=True)]
         rows.append([x[..., 0] for x in state])
     return [torch.stack([row[i] for row in rows], 1).flatten(0, 1)[pad:] for i in range(len(initial))]
 
 
-def _by_steps(
+def scan_by_steps(
     program: AffineProgram, drives: Sequence[Tensor], operands: Sequence[Tensor], state: list[Tensor], length: int
 ) -> list[Tensor]:
+    """The states of `chunked_scan`, one step after another; `state` holds the first ones, (1, *state, 1)."""
     rows = []
     for t in range(length):
         moved = program.apply(state, [x[t : t + 1] if x.shape[0] != 1 else x for x in operands])
-        state = [m + b[t : t + 1].unsqueeze(-1) for m, b in zip(moved, drives, strict=True)]
+        state = [program.join(m, b[t : t + 1].unsqueeze(-1)) for m, b in zip(moved, drives, strict=True)]
         rows.append(state)
     return [torch.cat([row[i][..., 0] for row in rows]) for i in range(len(drives))]
 
 
-def _chunked(x: Tensor, pad: int, chunks: int, inner: int) -> list[Tensor]:
-    """(T, ...) as `inner` tensors (chunks, ...): step k of every chunk, with zeros in front of the first."""
+def _chunked(x: Tensor, pad: int, chunks: int, inner: int, before: float = 0.0) -> list[Tensor]:
+    """(T, ...) as `inner` tensors (chunks, ...): step k of every chunk, with a number in front of the first."""
     if pad:
-        x = torch.cat([x.new_zeros(pad, *x.shape[1:]), x])
+        x = torch.cat([x.new_full((pad, *x.shape[1:]), before), x])
     return list(x.reshape(chunks, inner, *x.shape[1:]).unbind(1))

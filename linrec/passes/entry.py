@@ -10,9 +10,10 @@ from collections.abc import Iterable
 import torch
 from torch import fx
 
-from linrec.analysis.equation import equation, joined, unproved
+from linrec.analysis.equation import equation, joined, summed, unproved
 from linrec.analysis.rules import RULES
 from linrec.analysis.semiring import SemiringRecurrence
+from linrec.analysis.semiring_system import SemiringSystem
 from linrec.analysis.stategraph import Component, components, dependencies
 from linrec.ir.formula import Equation
 from linrec.ir.location import location, places
@@ -57,8 +58,20 @@ def show(entry: Recurrence, formula: Equation) -> None:
     entry.formula, entry.equation = formula, formula.text
 
 
-def prove(entry: Recurrence, recurrence: LinearRecurrence | SemiringRecurrence, component: Component) -> None:
+def prove(
+    entry: Recurrence, recurrence: LinearRecurrence | SemiringRecurrence | SemiringSystem, component: Component
+) -> None:
     """Add what was proved about the component to its entry."""
+    if isinstance(recurrence, SemiringSystem):
+        with contextlib.suppress(Exception):  # how a recurrence reads must not decide whether it is rewritten
+            show(entry, summed(recurrence, entry.states))
+        transition = recurrence.transition
+        when = "time-invariant" if transition.time_invariant else "time-varying"
+        structure = f"{transition.kind} " if transition.kind in ("dense", "block", "other") else ""
+        entry.transition = f"{structure}{recurrence.kind.name}, {when}"
+        entry.time_invariant = transition.time_invariant
+        entry.proof = _operators(component.core)
+        return
     if isinstance(recurrence, SemiringRecurrence):
         parts = [*recurrence.before, *recurrence.after, *((1, f) for f in recurrence.factors)]
         timed = any(isinstance(x, fx.Node) for _, x in parts)

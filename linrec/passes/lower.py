@@ -12,14 +12,15 @@ from torch import fx
 from linrec.analysis.polynomial import NoRule
 from linrec.analysis.readout import Readout, readout_of, sums_over_state
 from linrec.analysis.semiring import SemiringRecurrence, semiring_of
-from linrec.analysis.stategraph import components
+from linrec.analysis.semiring_system import SemiringSystem, system_of
+from linrec.analysis.stategraph import Component, components
 from linrec.analysis.structure import recurrence_of
 from linrec.analysis.vectorize import NotVectorisable, Vectorizer
 from linrec.ir.nodes import value
 from linrec.ir.obstruction import Obstruction
-from linrec.ir.recurrence import Estimate, LinearRecurrence, Recurrence
+from linrec.ir.recurrence import REFERENCE_LENGTH, Estimate, LinearRecurrence, Recurrence
 from linrec.ir.scan import scan_nodes, scan_of
-from linrec.lowering import semiring
+from linrec.lowering import semiring, semiring_system
 from linrec.lowering.cost import machine
 from linrec.lowering.dense import project_late
 from linrec.lowering.registry import Lowering, Site, ranking
@@ -73,8 +74,8 @@ class Lower(Pass):
         (component,) = components(view.scan.step, view.scan.carries)
         verdict: Any = recurrence_of(view.scan.step, component, view.xs)
         if isinstance(verdict, Obstruction):
-            other = semiring_of(view.scan.step, component)
-            if other is None or not semiring.applies(other):
+            other = self._over_semiring(view, component)
+            if other is None:
                 entry.obstructions.append(verdict)
                 return entry
             verdict = other
@@ -84,11 +85,19 @@ class Lower(Pass):
             entry.obstructions.append(missing)
         return entry
 
+    def _over_semiring(self, view: ScanView, component: Component) -> SemiringRecurrence | SemiringSystem | None:
+        """The component as affine over another semiring, or None."""
+        other = semiring_of(view.scan.step, component)
+        if other is not None and semiring.applies(other):
+            return other
+        system = system_of(view.scan.step, component, view.xs)
+        return system if system is not None and semiring_system.fits(system) else None
+
     def _replace(
         self,
         graph_module: fx.GraphModule,
         view: ScanView,
-        recurrence: LinearRecurrence | SemiringRecurrence,
+        recurrence: LinearRecurrence | SemiringRecurrence | SemiringSystem,
         entry: Recurrence,
     ) -> Obstruction | None:
         vectorizer = Vectorizer(graph_module.graph, view.node, view.length)
@@ -102,16 +111,22 @@ class Lower(Pass):
             site.readouts = _readouts(view, [view.results[i] for i in taken if i >= view.scan.carries])
         ranked = ranking(recurrence, site) if isinstance(recurrence, LinearRecurrence) else []
         speeds = machine(value(view.carries[0]).device)
-        found = [Estimate(x.name, w.operations, round(w.calls), w.bytes, speeds.seconds(w)) for x, w in ranked]
+        named = [(x.name, w) for x, w in ranked]
+        if isinstance(recurrence, SemiringSystem):
+            named = [(_scan_name(entry), semiring_system.work(recurrence, REFERENCE_LENGTH))]
+        found = [Estimate(name, w.operations, round(w.calls), w.bytes, speeds.seconds(w)) for name, w in named]
         entry.estimates = (*found, *entry.estimates)
         pinned = [x for x, _ in ranked if x.name == self.pin]
         lowering = pinned[0] if pinned else ranked[0][0] if ranked else None
         if self.pin == "loop":
             return Obstruction("LR016", entry.location, "the option lowering='loop' keeps it.")
         loop = next((e for e in entry.estimates if e.name == "loop"), None)
-        if self.loops and not pinned and lowering and loop and found[0].seconds > _SLOWER * loop.seconds:
-            text = f"{lowering.name} would take {found[0].seconds / loop.seconds:.2g} times as long."
-            return Obstruction("LR017", entry.location, text)
+        # What stands in for a compiled loop, too, must not multiply large matrices of a semiring.
+        may_stay = self.loops or isinstance(recurrence, SemiringSystem)
+        if may_stay and not pinned and found and loop and found[0].seconds > _SLOWER * loop.seconds:
+            text = f"{found[0].name} would take {found[0].seconds / loop.seconds:.2g} times as long."
+            hint = "" if lowering else "Nothing: what is multiplied step by step are vectors, and matrices at once."
+            return Obstruction("LR017", entry.location, text, hint)
         if lowering is None and isinstance(recurrence, LinearRecurrence):
             text = f"the recurrence {entry.equation} is affine ({entry.transition}), but has no lowering yet."
             return Obstruction("LR006", entry.location, text)
@@ -138,8 +153,13 @@ class Lower(Pass):
         except (NoRule, NotVectorisable) as error:
             return Obstruction("LR006", entry.location, f"its coefficients cannot be written for all steps: {error}.")
         erase_scan(graph_module, view.node)
-        entry.lowering, entry.parallel = lowering.name if lowering else f"{entry.transition.split(',')[0]} scan", True
+        entry.lowering, entry.parallel = lowering.name if lowering else _scan_name(entry), True
         return None
+
+
+def _scan_name(entry: Recurrence) -> str:
+    """What the scan over a semiring is called."""
+    return f"{entry.transition.split(',')[0]} scan"
 
 
 def _readouts(view: ScanView, results: list[fx.Node]) -> list[Readout]:
@@ -152,11 +172,13 @@ def _readouts(view: ScanView, results: list[fx.Node]) -> list[Readout]:
 
 
 def _solve(
-    recurrence: LinearRecurrence | SemiringRecurrence, lowering: Lowering | None, site: Site
+    recurrence: LinearRecurrence | SemiringRecurrence | SemiringSystem, lowering: Lowering | None, site: Site
 ) -> list[tuple[fx.Node | None, fx.Node]]:
     """All states and the last one, for each carry."""
     if isinstance(recurrence, SemiringRecurrence):
         states = semiring.emit(recurrence, site)
         return [(states, site.final(states, recurrence.state))]
+    if isinstance(recurrence, SemiringSystem):
+        return semiring_system.emit(recurrence, site)
     assert lowering is not None
     return lowering.emit(recurrence, site)

@@ -7,10 +7,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from models import aaren, kalman, mlstm, monoids, rwkv4
+from models import aaren, kalman, markov, mlstm, monoids, rwkv4
 from models.sample import DENSE, DIAGONAL, LTI_DIAGONAL, MAX_PLUS, NONLINEAR, Sample, normal, seeded
 
 PREFIX = "Ladner & Fischer, Parallel Prefix Computation (1980)"
+RABINER = "Rabiner, A Tutorial on Hidden Markov Models (1989)"
 KALMAN_1960 = "Kalman, A New Approach to Linear Filtering and Prediction Problems (1960)"
 
 
@@ -65,6 +66,17 @@ SAMPLES: tuple[Sample, ...] = (
     Sample(
         "peak_follower", seeded(monoids.PeakFollower, 4), normal("B T 4"), "B T 4", PREFIX, "decaying maximum", MAX_PLUS
     ),
+    Sample(
+        "cusum",
+        seeded(monoids.Cusum, 4),
+        normal("B T 4"),
+        "B T 4",
+        "Page, Continuous Inspection Schemes (1954)",
+        "sums kept positive",
+        MAX_PLUS,
+    ),
+    Sample("hidden_markov", seeded(markov.HiddenMarkov, 3), normal("B T 3"), "B T 3", RABINER, "19-20", MAX_PLUS),
+    Sample("viterbi", seeded(markov.Viterbi, 3), normal("B T 3"), "B T 3", RABINER, "32a-33a", MAX_PLUS),
     Sample(
         "kalman_mean",
         seeded(kalman.FilterMean, 3, 2),
