@@ -21,7 +21,7 @@ _MAX_BYTES = 1 << 20
 _ONE_WAY = (queue.Queue, queue.SimpleQueue)
 
 _COMPUTES = {"torch", "numpy", "sympy", "mpmath", "networkx", "numba", "llvmlite", "linrec"}
-_FOREIGN = sys.stdlib_module_names | _COMPUTES | {"_pytest", "pytest", "IPython"}
+_FOREIGN = sys.stdlib_module_names | _COMPUTES | {"opt_einsum", "_pytest", "pytest", "IPython"}
 """Packages whose own globals no model changes between two calls; torch's symbolic sizes run sympy's code."""
 
 State = tuple[str, Any, Any, Callable[[Any], Any], Callable[[Any, Any], None]]

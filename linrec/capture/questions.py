@@ -1,6 +1,6 @@
 """What forward asks of a call besides the operators that it runs: comparisons and divisions of the number of steps, on
-which it may decide something that shows at some lengths only, and the numbers in tensors, which a trace would take for
-fixed."""
+which it may decide something that shows at some lengths only (`linrec.capture.counted` has those of numbers that Python
+counts), and the numbers in tensors, which a trace would take for fixed."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from linrec.capture.arguments import leaves_of
+from linrec.capture.counted import Records, differ, watched
 from linrec.capture.decisions import is_asked
 from linrec.capture.discover import SHORT
 from linrec.capture.probe import Dims, resize, undone
@@ -145,23 +146,35 @@ class _Watch(TorchFunctionMode):
 def questions(
     module: nn.Module, forward: Any, spec: Any, leaves: Sequence[Any], dims: Dims, shown_at: int = SHORT, unit: int = 1
 ) -> Questions:
-    """Watch one short run of forward.
+    """Watch one short run of forward, and another for the numbers that count the steps.
 
     Args:
         module: the module; forward: its own; spec, leaves: of the call; dims: those that grow with the length.
         shown_at: a length that forward takes; unit: of which it takes the multiples.
     """
     own = {id(t) for t in (*members.parameters(module), *members.buffers(module))}
-    for length in (*(n * unit for n in _LENGTHS), shown_at):
-        found = Questions()
+
+    def watch(length: int) -> tuple[Questions, Records] | None:
+        found, numbers = Questions(), Records()
         sized = resize(leaves, dims, length)
         args, kwargs = pytree.tree_unflatten(sized, spec)
         _local.asked = False
         try:
-            with undone(module, sized), _Watch(length, length == _LENGTHS[0] * unit, own, sized, found):
+            mode = _Watch(length, length == _LENGTHS[0] * unit, own, sized, found)
+            with undone(module, sized), mode, watched(numbers):
                 forward(*args, **kwargs)
         except Exception:  # a length that the model does not take, or a number that it cannot use
-            continue
+            return None
         found.length |= _local.asked
+        return found, numbers
+
+    for length in (*(n * unit for n in _LENGTHS), shown_at):
+        seen = watch(length)
+        if seen is None:
+            continue
+        found, numbers = seen
+        later = None if found.length else watch(length + unit)
+        if later is not None:
+            found.length = differ(numbers, later[1], SHORT, (length, length + unit))
         return found
     return Questions(length=True)

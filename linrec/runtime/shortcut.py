@@ -200,12 +200,15 @@ def _unchanged(known: Any) -> Callable[[], bool]:
         return functools.partial(Seen.are_fixed, known)
     modules = [sub for sub, *_ in known]
     children = [sub._modules for sub in modules]
+    tables = [table for sub in modules for table in (sub._parameters, sub._buffers)]
+    absent = [(table, name) for table in tables for name, x in table.items() if x is None]
 
     def now() -> list[Any]:
-        return [*map(type, modules), *map(dict_version, map(_dict_of, modules)), *map(dict_version, children)]
+        versions = [*map(dict_version, map(_dict_of, modules)), *map(dict_version, children)]
+        return [*map(type, modules), *versions, *map(len, tables)]
 
     before = now()
-    return lambda: now() == before
+    return lambda: now() == before and all(table.get(name, table) is None for table, name in absent)
 
 
 def _hooks_of(modules: list[nn.Module]) -> list[dict[int, Any]]:

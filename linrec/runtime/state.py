@@ -69,6 +69,7 @@ def frozen_state(
     parts: list[Any] = []
     for sub in members.modules(module) if modules is None else modules:
         parts.append(type(sub))
+        parts.append(tuple([x for x in registered(sub) if only is None or x[0] in only]))
         forward = members.own_forward(sub)
         if forward is not None:  # another code than that of its class
             function = isinstance(forward, types.FunctionType)
@@ -84,6 +85,12 @@ def frozen_state(
             else:
                 parts.append((name, _frozen(value, memo, _DEPTH, DEPTH + 1)))
     return tuple(parts)
+
+
+def registered(module: nn.Module) -> tuple[tuple[str, bool], ...]:
+    """The names of a module's parameters and buffers, each with whether there is one: code may do otherwise without."""
+    tables = (module._parameters, module._buffers)
+    return tuple([(name, x is None) for table in tables if table for name, x in table.items()])
 
 
 _FIXED = frozenset([*_PLAIN, types.FunctionType, types.BuiltinFunctionType, type])
@@ -127,6 +134,7 @@ class Seen:
                 or entry[4] is not type(sub)
                 or not _same(attributes, entry[1], entry[2])
                 or not _same(sub._modules, entry[5], entry[6])
+                or registered(sub) != entry[7]
             ):
                 entry = self._entry(sub, attributes)
             current.append(entry)
@@ -153,8 +161,8 @@ class Seen:
     @staticmethod
     def are_fixed(known: list[Any]) -> bool:
         """Whether modules have the attributes that they had, and the children."""
-        for sub, names, values, _, kind, children, modules in known:
-            if type(sub) is not kind or not _same(sub.__dict__, names, values):
+        for sub, names, values, _, kind, children, modules, tensors in known:
+            if type(sub) is not kind or not _same(sub.__dict__, names, values) or registered(sub) != tensors:
                 return False
             if not _same(sub._modules, children, modules):
                 return False
@@ -169,7 +177,7 @@ class Seen:
         frozen = Frozen(frozen_state(sub, modules=[sub]))
         children = sub._modules
         names, values = tuple([n for n, _ in items]), [v for _, v in items]
-        return sub, names, values, frozen, type(sub), tuple(children), list(children.values())
+        return sub, names, values, frozen, type(sub), tuple(children), list(children.values()), registered(sub)
 
 
 def _same(now: dict[str, Any], names: tuple[str, ...], values: list[Any]) -> bool:

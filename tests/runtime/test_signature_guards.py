@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -11,10 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+import linrec
 from linrec.capture.frozen import Kept, is_fixed
 from linrec.ir.members import InFront
+from linrec.runtime import shortcut, state
 from linrec.runtime import signature as signatures
-from linrec.runtime import state
 from linrec.runtime.state import Seen
 
 X = torch.randn(2, 6, 3, dtype=torch.float64)
@@ -294,3 +296,54 @@ def test_how_deep_methods_are_looked_into() -> None:
         before = of(module, X)
         value[0] = 2.0
         assert (of(module, X) != before) is (depth < 4)
+
+
+class Optional(nn.Module):
+    """Scales its input by a tensor that may not be there."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.rand(3, dtype=torch.float64))
+        if kind == "buffer":
+            self.register_buffer("k", None)
+        elif kind == "parameter":
+            self.k = nn.Parameter(torch.ones(3, dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        k: Any = getattr(self, "k", None)
+        h, out = torch.zeros_like(x[:, 0]), []
+        for t in range(x.shape[1]):
+            h = self.w * h + (x[:, t] if k is None else k * x[:, t])
+            out.append(h)
+        return torch.stack(out, 1)
+
+
+@pytest.mark.parametrize("kind", ["buffer", "parameter", "nothing"])
+@pytest.mark.parametrize("versions", [True, False])
+def test_a_tensor_that_comes_and_goes(kind: str, versions: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not versions:
+        monkeypatch.setattr(shortcut, "_HAVE_VERSIONS", False)
+    torch.manual_seed(0)
+    loop = Optional(kind)
+    ours = linrec.parallelize(copy.deepcopy(loop))
+    x = torch.randn(2, 24, 3, dtype=torch.float64)
+
+    def change(m: Any, k: int) -> None:
+        if k == 0:
+            return
+        if k % 2:
+            new = torch.full((3,), 1.0 + k, dtype=torch.float64)
+            if kind == "nothing":
+                m.register_buffer("k", new)
+            else:
+                m.k = nn.Parameter(new) if kind == "parameter" else new
+        elif kind == "nothing":
+            del m.k
+        else:
+            m.k = None
+
+    for k in range(5):
+        change(loop, k)
+        change(ours, k)
+        for _ in range(3):
+            torch.testing.assert_close(ours(x), loop(x))
