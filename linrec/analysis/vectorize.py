@@ -17,6 +17,7 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic
 from torch.utils import _pytree as pytree
 
 from linrec.ir.extension import enter
+from linrec.ir.inline import body_of
 from linrec.ir.nodes import emit, value
 from linrec.ir.scan import is_random
 
@@ -104,7 +105,7 @@ class Vectorizer:
 
     def _rules(self, node: fx.Node) -> list[VectorRule]:
         own = VECTOR_RULES.get(node.target) or (elementwise if is_pointwise(node.target) else None)
-        return [own, by_vmap] if own else [by_vmap]
+        return [own, by_vmap, by_parts] if own else [by_vmap, by_parts]
 
     def expand(self, s: Steps) -> fx.Node:
         """A value with the time dimension, added as a broadcast where the value is the same in every step."""
@@ -281,6 +282,30 @@ def by_vmap(v: Vectorizer, node: fx.Node, *args: Any, **kwargs: Any) -> fx.Node:
     if isinstance(result, fx.Node):
         return result
     return v.emit(together, tuple(result), node)
+
+
+def by_parts(v: Vectorizer, node: fx.Node, *args: Any, **kwargs: Any) -> fx.Node:
+    """Any operator that torch composes of others, part by part."""
+    leaves, spec = pytree.tree_flatten((args, kwargs), is_leaf=lambda x: isinstance(x, Steps))
+    held = [x for x in leaves if isinstance(x, Steps)]
+    values = [value(s.step) for s in held]
+    if not all(isinstance(x, torch.Tensor) for x in values):
+        raise NotVectorisable(str(node.target))
+
+    def run(*tensors: torch.Tensor) -> Any:
+        given = iter(tensors)
+        own_args, own_kwargs = pytree.tree_unflatten([next(given) if isinstance(x, Steps) else x for x in leaves], spec)
+        return node.target(*own_args, **own_kwargs)
+
+    body = body_of(run, node.graph, values).graph
+    parts = [n for n in body.nodes if n.op == "call_function"]
+    if len(parts) < 2 or any(n.target is node.target for n in parts):
+        raise NotVectorisable(str(node.target))
+    inner = Vectorizer(v.graph, v.before, v.length)
+    for placeholder, s in zip([n for n in body.nodes if n.op == "placeholder"], held, strict=True):
+        inner.bind(placeholder, s.node, s.timed)
+    result = inner.run(body.output_node().args[0])  # of several, an error: the rule does not fit
+    return inner.expand(result)
 
 
 def _with_length(args: Any, symbol: Any, length: Any) -> Any:

@@ -48,7 +48,9 @@ def _scattered(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
         return emit(graph, node, aten.where.ScalarSelf, (hit, new, x), node)
     if shape_of(new)[dim] != 1 or not _agree(new, x, dim):
         return None
-    reads = {n for n in x.users if n.target is aten.gather.default and n.args[1:3] == node.args[1:3]}
+    reads = {
+        n for n in _readers(x, aten.gather.default) if n.args[1] == node.args[1] and _same(n.args[2], node.args[2])
+    }
     return emit(graph, node, aten.where.self, (hit, _with_old(graph, node, new, x, reads, None), x), node)
 
 
@@ -88,12 +90,31 @@ def _placed(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
     while value(own).dim() < (len(shape_of(x)) if rows else after + 1):
         own = emit(graph, node, aten.unsqueeze.default, (own, -1), node)
     hit = _hit(graph, node, own, value(own).dim() - 1 - after, size)
-    reads = {n for n in x.users if n.target is aten.index.Tensor and list(n.args[1]) == list(indices)}
+    reads = {n for n in _readers(x, aten.index.Tensor) if _same(list(n.args[1]), list(indices))}
     new = _with_old(graph, node, new, x, set() if accumulate else reads, None if keeps else after)
     if accumulate:
         chosen = emit(graph, node, aten.where.ScalarOther, (hit, new, 0), node)
         return emit(graph, node, aten.add.Tensor, (x, chosen), node)
     return emit(graph, node, aten.where.self, (hit, new, x), node)
+
+
+def _readers(x: fx.Node, target: Any) -> list[fx.Node]:
+    """The operators of a kind that read a tensor, or what it is a copy of."""
+    found = list(x.users)
+    while x.target in (aten.clone.default, aten.contiguous.default, aten.alias.default):
+        x = x.args[0]
+        found += list(x.users)
+    return [n for n in found if n.target is target]
+
+
+def _same(a: Any, b: Any, depth: int = 8) -> bool:
+    """Whether two arguments are the same values: one node, or what the same views take of the same."""
+    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
+        return len(a) == len(b) and all(_same(x, y, depth) for x, y in zip(a, b, strict=True))
+    if not isinstance(a, fx.Node) or not isinstance(b, fx.Node) or a is b:
+        return type(a) is type(b) and a == b
+    views = a.target is b.target and a.target in _VIEWS and depth > 0
+    return views and a.kwargs == b.kwargs and _same(a.args, b.args, depth - 1)
 
 
 def _counts(index: fx.Node) -> bool:
@@ -141,6 +162,7 @@ def _is_counter(node: fx.Node) -> bool:
 
 
 _SPREAD = (aten.unsqueeze.default, aten.view.default, aten.reshape.default, aten._to_copy.default)
+_VIEWS = (*_SPREAD, aten.select.int, aten.slice.Tensor, aten.squeeze.dim, aten.expand.default)
 _COUNTED = (aten.arange.start, aten.arange.start_step)
 
 

@@ -87,11 +87,23 @@ class DrawAhead(Pass):
         modified = False
         for node in scan_nodes(graph_module):
             view = ScanView.of(graph_module, node)
+            _whole_dropouts(view)
             drawn = [n for n in view.step.nodes if is_random(n)]
             if drawn:
                 _take_out(graph_module, view, drawn)
                 modified = True
         return PassResult(graph_module, modified)
+
+
+def _whole_dropouts(view: ScanView) -> None:
+    """Dropout as the program has it, where torch has taken it apart while it made writes into buffers functional."""
+    for node in [n for n in view.step.nodes if n.target is aten.native_dropout.default]:
+        given, rate, training = node.args
+        if training and all(user.target is operator.getitem and user.args[1] == 0 for user in node.users):
+            for user in list(node.users):
+                user.replace_all_uses_with(emit(view.step, user, aten.dropout.default, (given, rate, True), user))
+                view.step.erase_node(user)
+            view.step.erase_node(node)
 
 
 def _take_out(graph_module: fx.GraphModule, view: ScanView, drawn: list[fx.Node]) -> None:

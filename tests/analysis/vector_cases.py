@@ -363,6 +363,7 @@ case(aten.pad.default, V(3, 4), [1, 2], "replicate", refused=True)
 
 # Products.
 case(aten.linear.default, V(B, 3), W(4, 3), W(4))
+case(aten.tensordot.default, V(B, 3), V(3, 4, 2), [1], [0])
 case(aten.linear.default, V(3), W(4, 3))
 case(aten.linear.default, V(B, 2, 3), W(1, 3), W(1))
 for shapes in [

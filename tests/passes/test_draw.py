@@ -7,8 +7,9 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+import linrec
 from linrec.ir.obstruction import Refused
 from linrec.ir.scan import scan_nodes
 from linrec.passes import DrawAhead, standard
@@ -102,3 +103,32 @@ def test_the_step_gets_its_numbers() -> None:
     view = ScanView.of(graph_module, node)
     assert len(view.xs) == 1 + 3
     assert [n.meta["val"].shape for n in view.xs[1:]] == [(2, 4)] * 3
+
+
+class Counted(nn.Module):
+    """Counts its calls in a buffer, in place: torch takes dropout apart then."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.tensor(0))
+        self.drop = nn.Dropout(0.3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        h, out = torch.zeros_like(x[:, 0]), []
+        for t in range(x.shape[1]):
+            h = 0.9 * h + self.drop(x[:, t])
+            out.append(h)
+        return torch.stack(out, 1)
+
+
+def test_dropout_beside_a_buffer_that_is_counted() -> None:
+    ours, loop = linrec.parallelize(Counted()), Counted()
+    for length in (30, 12, 41):
+        x = torch.randn(2, length, 3, dtype=torch.float64)
+        found = []
+        for m in (ours, loop):
+            torch.manual_seed(length)
+            found.append((m(x), torch.rand(1), m.calls))
+        torch.testing.assert_close(*found)
+    assert linrec.report(ours).parallel

@@ -33,6 +33,13 @@ def put_mixture(h: Tensor, rows: Tensor, i: Tensor, x: Tensor) -> Tensor:
     return h
 
 
+def put_gated(h: Tensor, rows: Tensor, i: Tensor, x: Tensor) -> Tensor:
+    old = h[rows, i]
+    h = h.clone()
+    h[rows, i] = (1 - x.sigmoid()) * old + x
+    return h
+
+
 def put_in_place(h: Tensor, rows: Tensor, i: Tensor, x: Tensor) -> Tensor:
     h[rows, i] = x
     return h
@@ -51,6 +58,7 @@ WRITES: dict[str, Write] = {
     "put": put,
     "put more": put_more,
     "put a mixture": put_mixture,
+    "put gated, through a copy": put_gated,
     "put in place": put_in_place,
     "put functionally": lambda h, rows, i, x: (0.9 * h).index_put((rows, i), x),
     "accumulate": lambda h, rows, i, x: (0.9 * h).index_put((rows, i), x, accumulate=True),
@@ -117,6 +125,24 @@ def test_a_step_that_is_not_linear(name: str) -> None:
     agreed(ours, Memory(WRITES[name], True, True))
     inner = [n.target for n in linrec.graph(ours).graph.nodes if n.op == "call_module"]
     assert inner == ["recurrence_0"]  # in a kernel, with what chooses the slots for all steps in front of it
+
+
+def test_a_position_that_is_read_twice() -> None:
+    """`where[:, t]` is another view each time."""
+
+    def loop(memory: Tensor, where: Tensor, x: Tensor) -> Tensor:
+        rows, out, memory = torch.arange(memory.shape[0]), [], memory.clone()
+        for t in range(x.shape[1]):
+            memory[rows, where[:, t]] = 0.5 * memory[rows, where[:, t]] + x[:, t]
+            out.append(memory.sum(1))
+        return torch.stack(out, 1)
+
+    ours = linrec.parallelize(loop)
+    for batch, length in ((2, 30), (3, 41)):
+        memory, x = torch.randn(batch, SLOTS, WIDTH), torch.randn(batch, length, WIDTH)
+        where = torch.randint(0, SLOTS, (batch, length))
+        torch.testing.assert_close(ours(memory, where, x), loop(memory, where, x))
+    assert linrec.report(ours).parallel
 
 
 class Heads(nn.Module):
