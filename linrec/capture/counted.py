@@ -53,6 +53,10 @@ _ARITHMETIC: dict[type, Callable[[Any, Any], Any]] = {
 }
 
 
+class _Size(int):
+    """A size of a tensor, or a number of steps made of one: what is asked of those is noted where it is asked."""
+
+
 class _Unknown(Exception):
     """An expression that cannot be read without running the user's code."""
 
@@ -155,7 +159,7 @@ def _parts(node: Any, frame: Frame) -> Iterator[tuple[bool, Any]]:
         kinds = [type(x) for x in values]
         rounds = float in kinds or (isinstance(node.op, ast.Div) and kinds == [int, int])
         if not any(isinstance(x, Tensor) for x in values) and (rounds or isinstance(node.op, _DIVISIONS)):
-            yield from ((False, x) for x in values)
+            yield from ((False, int.__add__(x, 0) if rounds and isinstance(x, _Size) else x) for x in values)
     elif isinstance(node, (ast.If, ast.IfExp, ast.While, ast.Assert)):
         tests = node.test.values if isinstance(node.test, ast.BoolOp) else [node.test]
         for test in tests:
@@ -202,13 +206,15 @@ def _value(node: Any, frame: Frame) -> Any:
         for names in (frame.f_locals, frame.f_globals, vars(builtins)):
             if node.id in names:
                 x = names[node.id]
-                return int.__add__(x, 0) if isinstance(x, int) and type(x) is not bool else x
+                return _Size(int.__add__(x, 0)) if isinstance(x, int) and type(x) not in (int, bool) else x
         raise _Unknown
     if isinstance(node, ast.Attribute):
         return _attribute(_value(node.value, frame), node.attr)
     if isinstance(node, ast.Subscript):
         holder, at = _value(node.value, frame), _value(node.slice, frame)
-        if type(holder) in (list, tuple, dict, torch.Size) and type(at) in (int, str):
+        if type(holder) is torch.Size and type(at) is int:
+            return _Size(holder[at])
+        if type(holder) in (list, tuple, dict) and type(at) in (int, str):
             return holder[at]
         raise _Unknown
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
@@ -217,7 +223,8 @@ def _value(node: Any, frame: Frame) -> Any:
         left, right = _value(node.left, frame), _value(node.right, frame)
         if isinstance(left, Tensor) or isinstance(right, Tensor):
             return left if isinstance(left, Tensor) else right
-        return _ARITHMETIC[type(node.op)](_number(left), _number(right))
+        result = _ARITHMETIC[type(node.op)](_number(left), _number(right))
+        return _Size(result) if type(result) is int and _Size in (type(left), type(right)) else result
     if isinstance(node, ast.Call) and not node.keywords:
         function = _value(node.func, frame)
         where = getattr(function, "__module__", "")
@@ -241,12 +248,14 @@ def _attribute(holder: Any, name: str) -> Any:
 
 
 def _number(x: Any) -> Any:
-    if type(x) not in (int, float):
+    if type(x) not in (int, float, _Size):
         raise _Unknown
-    return x
+    return int.__add__(x, 0) if isinstance(x, _Size) else x
 
 
 def _plain(x: Any) -> Any:
+    if isinstance(x, _Size):
+        return int.__add__(x, 0)
     if type(x) in (int, float) or type(x) in _SIZED:
         return x
     if type(x).__module__ == "numpy":

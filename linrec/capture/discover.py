@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from linrec.capture.probe import Dims, count_operators, differentiable, has_memory, record, resize
+from linrec.capture.ran import Ran
 from linrec.capture.recorders import Record
-from linrec.capture.surroundings import Ran
 from linrec.ir import members
 
 SHORT = 4

@@ -8,7 +8,7 @@ import random
 import sys
 import threading
 from collections import Counter
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -17,9 +17,9 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from linrec.capture.beside import State, changed, draws
+from linrec.capture.ran import code_that_runs
 from linrec.capture.recorders import Calls, OperatorCounter, Record, Recorder, is_plain, place
 from linrec.capture.snapshot import containers, reachable, restore_attributes, snapshot_attributes
-from linrec.capture.surroundings import code_that_runs
 from linrec.ir import members
 from linrec.ir.held import held, named_attributes
 from linrec.ir.results import opened
@@ -242,10 +242,11 @@ def resize(leaves: Sequence[Any], dims: Dims, length: int, batch: int | None = N
 def differentiable(short: list[Any], leaves: Sequence[Any]) -> list[Any]:
     """Arguments of other sizes that require gradient where those of the call do; forward may write into them, which no
     leaf allows."""
-    return [
-        x.requires_grad_() * 1 if isinstance(x, Tensor) and y.requires_grad else x
-        for x, y in zip(short, leaves, strict=True)
-    ]
+    made: dict[int, Tensor] = {}
+    for x, y in zip(short, leaves, strict=True):
+        if isinstance(x, Tensor) and y.requires_grad and id(x) not in made:
+            made[id(x)] = x.requires_grad_() * 1
+    return [made.get(id(x), x) for x in short]
 
 
 def has_memory(x: Any) -> bool:
@@ -272,11 +273,21 @@ def calls_of(forward: Any, spec: Any, leaves: Sequence[Any]) -> Counter[Hashable
     return found.calls
 
 
-def count_calls(module: nn.Module, forward: Any, spec: Any, leaves: Sequence[Any], log: bool = False) -> Record:
+def count_calls(
+    module: nn.Module,
+    forward: Any,
+    spec: Any,
+    leaves: Sequence[Any],
+    log: bool = False,
+    left: Callable[[], dict[str, Any]] = dict,
+) -> Record:
     """Run `forward` and only count its calls: cheaper than `record`, for long inputs. With `log` also list them.
 
     It runs in the caller's gradient mode, on which it may base decisions, but what it saves for backward is dropped.
+    `left` is asked at the end for what it left behind, before that is undone.
     """
+    known = {id(x): f"input {i}" for i, x in enumerate(leaves) if isinstance(x, Tensor)}
+    known |= {id(x): name for name, x in members.named_state(module)}
     for pack in (_dropped, _kept):
         found = Record()
         args, kwargs = pytree.tree_unflatten(list(leaves), spec)
@@ -284,9 +295,11 @@ def count_calls(module: nn.Module, forward: Any, spec: Any, leaves: Sequence[Any
             with (
                 undone(module, leaves) as writes,
                 torch.autograd.graph.saved_tensors_hooks(pack, _unpacked),
-                Calls(found, False, log),
+                Calls(found, False, log, known=known),
             ):
-                found.output = apart(forward(*args, **kwargs), leaves, writes)
+                output = forward(*args, **kwargs)
+                with torch._C.DisableTorchFunction():
+                    found.output, found.left = apart(output, leaves, writes), left()
             break
         except _DroppedError:  # forward takes gradients itself
             continue

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import sys
 from collections import Counter
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from linrec.capture.arguments import leaves_of
 from linrec.capture.decisions import is_asked
 from linrec.capture.numbers import Call, number
-from linrec.capture.surroundings import Ran
+from linrec.capture.ran import Ran
 from linrec.ir.location import is_library
 
 
@@ -38,7 +38,7 @@ class Record:
         decisions: what the tensors were on which the run branched, in order, and which lines asked.
         set: the properties of tensors that were assigned: "data", "grad", "requires_grad".
         drew: whether Python's or numpy's random generator was used.
-        output: what the run returned.
+        output: what the run returned; left: what it left behind, by name, where that was asked for.
         ran: the code of the user's that ran, where that was asked for and can be said.
         asked: for which properties of a tensor's memory the user's code asked.
         wrote: the memory that was there before and that it wrote into, by address.
@@ -55,6 +55,7 @@ class Record:
     set: set[str] = field(default_factory=set)
     drew: bool = False
     output: Any = None
+    left: dict[str, Any] = field(default_factory=dict)
     ran: Ran | None = None
     wrote: frozenset[int] = frozenset()
     asked: frozenset[str] = frozenset()
@@ -134,14 +135,15 @@ class Recorder(OperatorCounter):
 READS_REQUIRES_GRAD = "Tensor.requires_grad"
 """The name under which a read of this property is counted."""
 _REQUIRES_GRAD: Any = Tensor.requires_grad.__get__  # type: ignore[attr-defined]
+_GRAD: Any = cast(Any, Tensor.grad).__get__
 
 
 _SETTERS = {getattr(Tensor, name).__set__: name for name in ("data", "grad", "requires_grad")}
 
 
-_MEMORY: dict[Any, str] = {getattr(Tensor, n).__get__: n for n in ("_version", "_base")}
+_MEMORY: dict[Any, str] = {cast(Any, getattr(Tensor, n)).__get__: n for n in ("_version", "_base", "grad")}
 _MEMORY_METHODS = frozenset(("is_contiguous", "stride", "storage_offset", "data_ptr", "untyped_storage", "storage"))
-"""What tells tensors apart that have the same numbers."""
+"""What tells tensors apart that have the same numbers, and what a backward pass has left."""
 
 
 def _by_library(frame: Any) -> bool:
@@ -167,16 +169,29 @@ def _by(frame: Any) -> str:
 _ASKS_GRADIENT = (getattr(Tensor, "requires_grad").__set__, Tensor.requires_grad_)  # noqa: B009
 
 
+_MADE_BY = "_linrec_made_by"
+"""An attribute of tensors that a run has made."""
+
+
 class Calls(TorchFunctionMode):
     """Counts the calls, and notes in which gradient mode they are made, which operators themselves do not show.
 
     Args:
         record: is told; grad: whether the gradient mode is noted; log: whether the calls are listed.
         keep: whether the tensors that the run makes are kept, so that one is known as such.
+        known: names of tensors, by id: calls are told apart by which of them they are given.
     """
 
-    def __init__(self, record: Record, grad: bool, log: bool = False, keep: bool = False) -> None:
+    def __init__(
+        self,
+        record: Record,
+        grad: bool,
+        log: bool = False,
+        keep: bool = False,
+        known: Mapping[int, str] | None = None,
+    ) -> None:
         super().__init__()
+        self.known = known or {}
         self.record, self.grad, self.log, self.keep = record, grad, log, keep
         self.made: dict[int, Tensor] = {}
         self.last: Hashable = None
@@ -200,6 +215,17 @@ class Calls(TorchFunctionMode):
         given = {id(x) for x in leaves}
         self.made |= {id(x): x for x in leaves_of(out) if isinstance(x, Tensor) and id(x) not in given}
 
+    def _origin(self, x: Tensor) -> Hashable:
+        """Which known tensor one is, or the function that made it, with the known ones that this was given."""
+        return self.known.get(id(x)) or x.__dict__.get(_MADE_BY)
+
+    def _mark(self, out: Any, made_by: Hashable, given: list[Tensor]) -> None:
+        """Note on what a call has made, which may live for a step only, where it comes from."""
+        old = {id(x) for x in given}
+        for x in leaves_of(out):
+            if isinstance(x, Tensor) and id(x) not in old and id(x) not in self.known:
+                x.__dict__[_MADE_BY] = made_by
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if self.grad and not torch.is_grad_enabled():
             self.record.events.append(("no_grad", (), (str(getattr(func, "__name__", func)),)))
@@ -218,11 +244,15 @@ class Calls(TorchFunctionMode):
             return func(*args, **(kwargs or {}))
         grad = torch.is_grad_enabled()
         self.record.calls[(name, tuple(x for x in leaves if type(x) is float), grad)] += 1
-        flags = [] if self.keep else [grad and x.requires_grad for x in leaves if isinstance(x, Tensor)]
+        tensors = [] if self.keep else [x for x in leaves if isinstance(x, Tensor)]
+        flags = [(self._origin(x), grad and x.requires_grad) for x in tensors]
+        listed = bool(args) and isinstance(args[0], (list, tuple))  # of all steps, maybe
         out = func(*args, **(kwargs or {}))
+        if not self.keep and func != _GRAD:  # a gradient may have been there before
+            names = [self.known.get(id(x), "") for x in tensors]
+            self._mark(out, (name, frozenset(names) if listed else tuple(names)), tensors)
         if not self.keep and isinstance(out, (Tensor, list, tuple)) and type(out) is not torch.Size:
             # What gives no tensor, as a look at a size, may come between others in some of the steps.
-            listed = bool(args) and isinstance(args[0], (list, tuple))  # of all steps, maybe
             which = frozenset(flags) if listed else tuple(flags)
             self.record.order[(name, self.last, grad, which)] += 1
             self.last = (name, which)

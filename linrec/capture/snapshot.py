@@ -9,15 +9,16 @@ import operator
 import types
 import weakref
 from collections.abc import Callable, Hashable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from linrec.capture.beside import State, changed, put_back, states
+from linrec.capture.cached import is_cache, set_aside
 from linrec.capture.frozen import is_object
-from linrec.capture.surroundings import points
+from linrec.capture.surroundings import caches, points
 from linrec.ir import members
 from linrec.ir.fields import attributes, exact, slots
 from linrec.ir.held import DEPTH, Keys, is_open, items
@@ -50,17 +51,19 @@ class Snapshot:
         bindings: names that the code reads elsewhere: what they had, what reads them, and what sets them.
         outside: the containers that are found by these names.
         beside: arrays and generators that are found by any of these ways.
+        caches: what puts back the results that functions keep (`functools.lru_cache`).
     """
 
     modules: list[tuple[nn.Module, dict[str, Any], dict[str, dict[str, Any]], Held]]
     bindings: list[tuple[str, Any, Callable[[], Any], Callable[[Any], Any]]]
     outside: Held
     beside: list[State]
+    caches: list[Callable[[], None]] = field(default_factory=list)
 
 
 def snapshot_attributes(module: nn.Module) -> Snapshot:
     """A copy of every submodule's attributes, of its parameter, buffer and module tables, and of the containers that
-    its attributes hold or its code reads elsewhere."""
+    its attributes hold or its code reads elsewhere. Functions that keep tensors as their results forget these."""
     every = members.modules(module)
     own = frozenset(map(id, every))
     seen = dict[int, Any].fromkeys(own)
@@ -73,7 +76,9 @@ def snapshot_attributes(module: nn.Module) -> Snapshot:
     found = points(every)
     outside = [(name, c, _copied(c)) for name, read, _ in found for c in containers(read(), own)]
     bindings = [(name, read(), read, write) for name, read, write in found if write is not None]
-    return Snapshot(saved, bindings, outside, states(reachable(module)))
+    reached = list(reachable(module))
+    keeping = [*caches(every), *(x for _, x in reached if is_cache(x))]
+    return Snapshot(saved, bindings, outside, states(reached), set_aside(keeping))
 
 
 def reachable(module: nn.Module) -> Iterator[tuple[str, Any]]:
@@ -174,6 +179,8 @@ def _which(value: Any) -> Hashable:
 
 def restore_attributes(saved: Snapshot) -> None:
     """Undo every assignment, and every change of a container, since the snapshot."""
+    for put_back_results in saved.caches:
+        put_back_results()
     for _, old, read, write in saved.bindings:
         if read() is not old:
             write(old)

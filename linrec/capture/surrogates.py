@@ -14,7 +14,7 @@ from torch import Tensor, fx
 from linrec.capture.autograd_function import backward_of, is_differentiated
 from linrec.capture.functionalize import functionalize
 from linrec.capture.masks import masked_writes
-from linrec.capture.surroundings import Ran, code_that_runs
+from linrec.capture.ran import Ran, code_that_runs
 from linrec.ir.inline import Unknown, body_of, put_before
 from linrec.ir.nodes import emit, fake_mode, is_made, shape_of, size_expr, value
 from linrec.ir.scan import is_random

@@ -4,22 +4,31 @@ them for fixed, so it holds while they are what they were."""
 
 from __future__ import annotations
 
-import contextlib
+import builtins
 import contextvars
-import dis
 import functools
 import gc
 import os
 import re
-import sys
 import types
 import weakref
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable
 from typing import Any
 
 from torch import Tensor, nn
 
 from linrec.capture.beside import draws, is_foreign, is_one_way
+from linrec.capture.cached import is_cache
+from linrec.capture.code_names import (
+    ASKING,
+    BY_STRING,
+    assigned_names,
+    code_names,
+    global_names,
+    imported,
+    loaded_names,
+    strings,
+)
 from linrec.capture.frozen import (
     BUFFERS,
     CODE,
@@ -34,6 +43,7 @@ from linrec.capture.frozen import (
     is_object,
     notes,
 )
+from linrec.capture.ran import Ran
 from linrec.ir import members
 from linrec.ir.fields import attributes
 
@@ -49,13 +59,24 @@ Reached = frozenset[Any]
 def points(modules: list[nn.Module]) -> tuple[Point, ...]:
     """Where the code of these modules may read values besides their own attributes: all that its names lead to, as far
     as that is near, and what it was seen to read."""
+    key, (found, _) = _searched(modules)
+    return (*found, *_read.get(key[0], ()))
+
+
+def caches(modules: list[nn.Module]) -> tuple[Any, ...]:
+    """The functions under `functools.lru_cache` that the code of these modules leads to."""
+    return _searched(modules)[1][1]
+
+
+def _searched(modules: list[nn.Module]) -> tuple[Any, tuple[tuple[Point, ...], tuple[Any, ...]]]:
     key = frozenset([type(m) for m in modules]), reached(modules)
     found = _known.get(key)
     if found is None:
         if len(_known) >= 128:
             _known.clear()
-        found = _known[key] = tuple(_Search(*key).found.values())
-    return (*found, *_read.get(key[0], ()))
+        search = _Search(*key)
+        found = _known[key] = tuple(search.found.values()), tuple(search.caches.values())
+    return key, found
 
 
 def reached(modules: list[nn.Module]) -> Reached:
@@ -107,7 +128,7 @@ def _reached(values: list[Any], seen: set[int]) -> set[Any]:
     return found
 
 
-_known: dict[Hashable, tuple[Point, ...]] = {}
+_known: dict[Hashable, tuple[tuple[Point, ...], tuple[Any, ...]]] = {}
 _read: dict[Hashable, tuple[Point, ...]] = {}
 
 
@@ -120,13 +141,23 @@ class _Names:
     Attributes:
         found: the points, by the space of names and the name.
         pending: functions, classes and Python modules that values lead to.
-        names: all names that were looked up.
+        names: all names that were looked up; asked: those that code may ask for whether they are there.
+        caches: the functions that keep their results.
     """
 
     def __init__(self) -> None:
         self.found: dict[tuple[int, str], Point] = {}
         self.pending: list[Any] = []
         self.names: set[str] = set()
+        self.asked: set[str] = set()
+        self.caches: dict[int, Any] = {}
+
+    def cached(self, value: Any) -> None:
+        """Note a function that keeps its results."""
+        if isinstance(value, (staticmethod, classmethod)):
+            value = value.__func__
+        if is_cache(value):
+            self.caches[id(value)] = value
 
     def function(self, function: types.FunctionType) -> None:
         """What a function has of its own."""
@@ -142,18 +173,22 @@ class _Names:
 
     def code(self, code: types.CodeType, space: dict[str, Any]) -> None:
         """What the names in code stand for among its globals, and in Python modules that it imports when it runs."""
-        names = set(_names(code))
+        names = set(code_names(code))
         self.names |= names
-        self.pending += _imported(code, str(space.get("__package__") or ""))
+        self.pending += imported(code, str(space.get("__package__") or ""))
         if names & {"environ", "getenv"}:
             self.found[0, "environ"] = ("os.environ", lambda: tuple(sorted(os.environ.items())), None)
-        for name in sorted((_global_names(code) & space.keys()) | _assigned_names(code)):
+        asked = strings(code) if names & ASKING else frozenset()
+        self.asked |= asked
+        absent = (loaded_names(code) | (asked if names & BY_STRING else frozenset())) - vars(builtins).keys()
+        for name in sorted((global_names(code) & space.keys()) | assigned_names(code) | absent):
             read, write = functools.partial(space.get, name, GONE), functools.partial(_set_global, space, name)
             self.value(id(space), name, read(), read, write)
 
     def value(self, space: int, name: str, value: Any, read: Callable[[], Any], write: Callable[[Any], Any]) -> None:
         """What a name stands for in a space of names."""
         self.pending += _reached([value], set())
+        self.cached(value)
         if type(value) is _CACHED:  # what it gives may be older than what it would read
             for function in _functions_of(value):
                 self.function(function)
@@ -165,10 +200,19 @@ class _Names:
         """What the names that were looked up stand for in a Python module, or in a class by one of its bases."""
         for name in sorted(self.names & vars(base or owner).keys()):
             value = vars(base or owner)[name]
+            self.cached(value)
             if (id(owner), name) not in self.found:
                 self.pending += _reached([value], set())
                 if isinstance(value, CODE) or (_is_state(value) and not name.startswith("__")):
                     self.found[id(owner), name] = _attribute(owner, name, value)
+        if base is None:
+            self.absent(owner)
+
+    def absent(self, owner: Any) -> None:
+        """What code may ask a class, or a Python module, for, and what that does not have."""
+        for name in sorted(self.asked):
+            if (id(owner), name) not in self.found and _has_of(owner, name) is GONE:
+                self.found[id(owner), name] = _attribute(owner, name, GONE)
 
 
 _UNNAMED = re.compile("__(?!init|new|post_init|setstate|getstate|reduce|copy|deepcopy|repr|str|del)")
@@ -187,11 +231,13 @@ class _Search(_Names):
         self.made = classes
         self.members: list[tuple[type, str, Any]] = []
         self.modules: list[types.ModuleType] = []
+        self.classes: list[type] = []
         while self.pending and len(self.found) < _MAX_POINTS:
             value = self.pending.pop(0)  # what is near comes first
             if id(value) not in self.seen:
                 self.seen.add(id(value))
                 if isinstance(value, type):
+                    self.classes.append(value)
                     bases = [b for b in value.__mro__ if not is_foreign(b.__module__)]
                     self.members += [(value, n, x) for b in bases for n, x in list(vars(b).items())]
                 elif isinstance(value, types.ModuleType):
@@ -209,6 +255,8 @@ class _Search(_Names):
         """What the names that were seen so far stand for in classes and Python modules."""
         for module in self.modules:
             self.attributes(module)
+        for cls in self.classes:
+            self.absent(cls)
         waiting, self.members = self.members, []
         for cls, name, value in waiting:
             named = name in self.names or _UNNAMED.match(name)
@@ -216,56 +264,10 @@ class _Search(_Names):
                 self.members.append((cls, name, value))
                 continue
             self.pending += _functions_of(value)
+            self.cached(value)
             if not name.startswith("__") and _is_state(value):
                 self.pending += _reached([value], set())
                 self.found[id(cls), name] = _attribute(cls, name, value)
-
-
-Ran = dict[types.CodeType, tuple[dict[str, Any], set[type]]]
-"""Code that ran, with its globals and the classes of its first arguments."""
-
-
-@contextlib.contextmanager
-def code_that_runs() -> Iterator[Ran | None]:
-    """Note the code of the user's that runs in the block; None where other tools watch this thread already."""
-    found: Ran = {}
-    foreign: set[tuple[types.CodeType, int]] = set()
-    callbacks = {getattr(f, "__code__", None) for f in gc.callbacks}  # which run whenever it is time
-
-    def note(frame: types.FrameType, event: str, arg: Any) -> None:
-        if event == "call":
-            code = frame.f_code
-            if code not in found:
-                if (code, id(frame.f_globals)) in foreign:
-                    return
-                if is_foreign(str(frame.f_globals.get("__name__", ""))):
-                    foreign.add((code, id(frame.f_globals)))
-                    return
-                if _comes_of(frame, callbacks):
-                    return
-                found[code] = (frame.f_globals, set())
-            if code.co_argcount:
-                first = frame.f_locals.get(code.co_varnames[0])
-                found[code][1].add(first if isinstance(first, type) else type(first))
-
-    ways = ((sys.getprofile, sys.setprofile), (sys.gettrace, sys.settrace))
-    watch: Any = next((put for get, put in ways if get() is None), None)
-    if watch is None:
-        yield None
-        return
-    watch(note)
-    try:
-        yield found
-    finally:
-        watch(None)
-
-
-def _comes_of(frame: types.FrameType | None, codes: set[Any]) -> bool:
-    while frame is not None:
-        if frame.f_code in codes:
-            return True
-        frame = frame.f_back
-    return False
 
 
 class Watch:
@@ -312,6 +314,8 @@ def _that_ran(modules: list[nn.Module], ran: Ran) -> tuple[Point, ...]:
             for base in owner.__mro__:
                 if not is_foreign(base.__module__):
                     search.attributes(owner, base)
+            if not is_foreign(owner.__module__):
+                search.absent(owner)
     return tuple(search.found.values())
 
 
@@ -441,59 +445,3 @@ def _content(cell: types.CellType) -> Any:
         return cell.cell_contents
     except ValueError:
         return GONE
-
-
-_IMPORTS = frozenset((dis.opmap["IMPORT_NAME"], dis.opmap["IMPORT_FROM"]))
-
-
-def _imported(code: types.CodeType, package: str) -> list[types.ModuleType]:
-    """The Python modules that code imports, absolutely or from the packages around it."""
-    names = set(_import_names(code))
-    parts = package.split(".") if package else []
-    around = ["", *(".".join(parts[: k + 1]) + "." for k in range(len(parts)))]
-    found = [sys.modules.get(prefix + name) for name in names for prefix in around]
-    return [x for x in found if isinstance(x, types.ModuleType) and not is_foreign(x.__name__)]
-
-
-def _import_names(code: types.CodeType) -> Iterator[str]:
-    if _IMPORTS & set(code.co_code[::2]):
-        yield from (i.argval for i in dis.get_instructions(code) if i.opcode in _IMPORTS)
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            yield from _import_names(constant)
-
-
-_GLOBAL = frozenset(("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS", "STORE_GLOBAL", "DELETE_GLOBAL"))
-_SPACES = ("globals", "locals", "vars", "modules", "__dict__", "__globals__", "f_globals", "getmodule")
-_BY_STRING = frozenset((*_SPACES, "eval", "exec", "import_module", "__import__"))
-"""Names by which code may read a global variable as something else than a global variable."""
-
-
-@functools.lru_cache(maxsize=4096)
-def _global_names(code: types.CodeType) -> frozenset[str]:
-    """The names that code and the functions within it may look up among the globals. Names of attributes are none of
-    them: the variable of a training loop is often called like a method of the model."""
-    names = set(_names(code))
-    if names & _BY_STRING:
-        return frozenset(names)
-    found = {i.argval for i in dis.get_instructions(code) if i.opname in _GLOBAL}
-    inner = [c for c in code.co_consts if isinstance(c, types.CodeType)]
-    return frozenset(found.union(*map(_global_names, inner)))
-
-
-@functools.lru_cache(maxsize=4096)
-def _assigned_names(code: types.CodeType) -> frozenset[str]:
-    """The globals that code and the functions within it assign, which may not be there yet."""
-    found = {i.argval for i in dis.get_instructions(code) if i.opname == "STORE_GLOBAL"}
-    inner = [c for c in code.co_consts if isinstance(c, types.CodeType)]
-    return frozenset(found.union(*map(_assigned_names, inner)))
-
-
-def _names(code: types.CodeType) -> Iterator[str]:
-    """The names that code and the functions within it look up, by strings, too."""
-    yield from code.co_names
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            yield from _names(constant)
-        elif isinstance(constant, str) and constant.isidentifier():
-            yield constant

@@ -35,10 +35,10 @@ from linrec.capture.fakes import thrift
 from linrec.capture.functionalize import functionalize
 from linrec.capture.grad_modes import inline_grad_modes
 from linrec.capture.listed import Slot, gathered, marked_lists
+from linrec.capture.ran import Ran
 from linrec.capture.snapshot import PLAIN, Memos, assigned, containers, restore_attributes, snapshot_attributes, touched
 from linrec.capture.source import Assigned, Source
 from linrec.capture.surrogates import open_surrogates
-from linrec.capture.surroundings import Ran
 from linrec.ir import members
 from linrec.ir.held import Place, identity, lookup, places
 from linrec.ir.location import USER_FRAME, is_library, note

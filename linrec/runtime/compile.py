@@ -20,11 +20,12 @@ from linrec.capture.numbers import Numbers, StepNumbers, differ, expose
 from linrec.capture.periods import ALL, lengths_of
 from linrec.capture.probe import resize
 from linrec.capture.questions import Questions, questions
+from linrec.capture.ran import Ran
 from linrec.capture.reroll import reroll
 from linrec.capture.scalars import numbers_as_tensors
 from linrec.capture.snapshot import Memos
 from linrec.capture.source import Source
-from linrec.capture.surroundings import Ran, Watch
+from linrec.capture.surroundings import Watch
 from linrec.capture.trace import Trace, trace
 from linrec.ir import members
 from linrec.ir.extension import Extension
@@ -40,6 +41,7 @@ from linrec.runtime.initial import keep_initial_states
 from linrec.runtime.plan import Plan, TimeDim, gradient_flags
 from linrec.runtime.repeating import find_period
 from linrec.runtime.shortruns import Varied, asks_tensors, counted, find_memos, fingerprint, free_dims, read_by
+from linrec.runtime.signature import one_and_the_same
 from linrec.runtime.state import frozen_state
 from linrec.runtime.traced_sizes import (
     dense_results,
@@ -184,7 +186,7 @@ def _compile(
     asks_gradient, contiguous = asks_tensors(module, forward, spec, leaves, axis)
     flags = gradient_flags(module, tensors) if asks_gradient else None
     found = fingerprint(module, forward, spec, leaves, axis, varied)
-    key = None if found is None else (found, flags)
+    key = None if found is None else (found, flags, one_and_the_same(leaves))
     shared = options.shared.get(key) if key is not None else None
     asked: Questions | None = None
     if shared is not None and shared[0].fits(tensors) and axis.forward is None and (not long or shared[0].period > 1):

@@ -15,8 +15,8 @@ from linrec.capture.decisions import Decision
 from linrec.capture.discover import TimeAxis
 from linrec.capture.listed import assembled
 from linrec.capture.numbers import StepNumbers
+from linrec.capture.ran import Ran
 from linrec.capture.source import Assigned, Source
-from linrec.capture.surroundings import Ran
 from linrec.ir import members
 from linrec.ir.held import attribute, item, lookup, set_item, split
 from linrec.ir.obstruction import Obstruction

@@ -4,7 +4,7 @@ besides their sizes."""
 from __future__ import annotations
 
 import types
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import torch
@@ -86,6 +86,7 @@ def signature(module: nn.Module, leaves: list[Any], spec: Any, seen: Seen | None
         torch.get_default_dtype(),
         autocast_state(),
         device_set_aside(),
+        one_and_the_same(leaves),
     ]
     for x in leaves:
         if isinstance(x, Tensor):
@@ -98,6 +99,16 @@ def signature(module: nn.Module, leaves: list[Any], spec: Any, seen: Seen | None
     parts.append(global_hooks())
     parts.append(any(map(hooked, modules[1:])))
     return tuple(parts)
+
+
+def one_and_the_same(leaves: Sequence[Any]) -> tuple[tuple[int, int], ...]:
+    """Which arguments are one tensor: forward may ask that (``key is value``)."""
+    first: dict[int, int] = {}
+    found = []
+    for k, x in enumerate(leaves):
+        if isinstance(x, Tensor) and (at := first.setdefault(id(x), k)) != k:
+            found.append((at, k))
+    return tuple(found)
 
 
 def frozen_of(key: Hashable) -> Hashable:

@@ -8,11 +8,12 @@ random numbers. Everything else is compiled from its original code, its loop unr
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch._C._dynamo.eval_frame import set_eval_frame
 from torch.nn.utils import stateless
 from torch.utils import _pytree as pytree
 
@@ -66,7 +67,7 @@ class Traced:
         """What an uncompiled program does, with derivatives: a plan serves calls that want them."""
         dispatcher = self.dispatcher
         kwargs = dict(zip(names, values, strict=True))
-        with torch.enable_grad(), self._holding(state), dispatcher.settings.turns.running():
+        with _uncompiled(), torch.enable_grad(), self._holding(state), dispatcher.settings.turns.running():
             out = dispatcher._call(tuple(args), kwargs)
         return [out] if isinstance(out, Tensor) else list(out)
 
@@ -94,6 +95,17 @@ class Traced:
             raise RuntimeError(f"the parameters of {type(module).__name__} are others than in the compiled program")
         given = {name: value for (name, _), value in zip(own, state, strict=True)}
         return stateless._reparametrize_module(module, given, tie_weights=True)
+
+
+@contextlib.contextmanager
+def _uncompiled() -> Iterator[None]:
+    """Without ``torch.compile`` for what runs in the block: the original that a plan is compared with at a new length
+    would be compiled, and its calls not seen."""
+    before = set_eval_frame(None)
+    try:
+        yield
+    finally:
+        set_eval_frame(before)
 
 
 def is_callable(traced: Traced, args: Any, kwargs: Any) -> bool:

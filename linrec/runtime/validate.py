@@ -8,36 +8,32 @@ import contextlib
 import functools
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import stateless
-from torch.utils import _pytree as pytree
 
 from linrec.capture.decisions import first_otherwise
-from linrec.capture.probe import Dims, apart, count_calls, differentiable, resize, undone
+from linrec.capture.probe import Dims, count_calls, differentiable, resize, undone
 from linrec.capture.recorders import Record
-from linrec.codegen import CompiledScan, torch_forms
-from linrec.ir import members
-from linrec.ir.held import lookup, replaced
+from linrec.codegen import CompiledScan
 from linrec.ir.obstruction import Obstruction, Refused, refuse
 from linrec.ir.results import leaves_of_result
 from linrec.ops.cpu_scan import compiled_scan
-from linrec.ops.precision import no_autocast
 from linrec.runtime.compare import close, worse
-from linrec.runtime.double import as_double, in_double
+from linrec.runtime.double import as_double
+from linrec.runtime.outcome import (
+    copied,
+    left_behind,
+    outcome,
+    registered_tensors,
+    run_original,
+    run_plan,
+    run_torch_forms,
+    truth_of,
+)
 from linrec.runtime.plan import OtherBranch, Plan, gradient_flags
-
-
-def _of_literals(plan: Plan) -> torch.dtype | None:
-    """What the numbers are rounded to of which forward makes tensors; None where there is not one such dtype."""
-    found = {s.value.dtype for s in plan.sources if s.literal}
-    found |= {s.dtype for s in plan.numbers.series if s.dtype is not None} if plan.numbers is not None else set()
-    found = {d.to_real() for d in found if d.is_floating_point or d.is_complex}
-    return found.pop() if len(found) == 1 else None
 
 
 def validate(
@@ -157,18 +153,18 @@ def _compare(
     seed = int(torch.randint(2**31, (), generator=generator))
 
     def ran(run: Any, every: bool = True, double: bool = True, gradients: bool = True) -> dict[str, Any] | Exception:
-        mine = [as_double(x) if double else _copied(x) for x in inputs]
-        own = {n: as_double(t) if double else _copied(t) for n, t in state.items()}
+        mine = [as_double(x) if double else copied(x) for x in inputs]
+        own = {n: as_double(t) if double else copied(t) for n, t in state.items()}
         for n, p in module.named_parameters(remove_duplicate=False):
             own[n].requires_grad_(p.requires_grad)
         tied: dict[int, Tensor] = {}
-        for n, t in _registered(module):
+        for n, t in registered_tensors(module):
             own[n] = tied.setdefault(id(t), own[n])
         for x, needed in zip(mine, needs, strict=True):
             if isinstance(x, Tensor) and (x.is_floating_point() or x.is_complex()) and (every or needed):
                 x.requires_grad_()
-        with compiled_scan.off() if run is _run_torch_forms else contextlib.nullcontext():
-            return _outcome(run, plan, module, forward, spec, mine, own, seed, double, gradients)
+        with compiled_scan.off() if run is run_torch_forms else contextlib.nullcontext():
+            return outcome(run, plan, module, forward, spec, mine, own, seed, double, gradients)
 
     # Some operators have no derivative by all that they take, some programs run in one precision only, and where
     # forward writes over what backward needs there are values alone.
@@ -179,18 +175,18 @@ def _compare(
         {"every": False, "gradients": False},
     )
     for how in ways[as_given:]:
-        reference = ran(_run_original, **how)
+        reference = ran(run_original, **how)
         if not isinstance(reference, Exception):
             break
     if isinstance(reference, Exception):
         raise _NotComparedError(reference)
     compiled = any(isinstance(m, CompiledScan) for m in plan.graph_module.modules())
-    runs = [_run_plan, *([_run_torch_forms] if compiled else [])]
+    runs = [run_plan, *([run_torch_forms] if compiled else [])]
     for run in runs:
         _agree(reference, ran(run, **how), length, _IN_ITS_OWN if "double" in how else 1e-7)
     if plan.mixed and "double" not in how:
         own = how | {"double": False}
-        loop = ran(_run_original, **own)
+        loop = ran(run_original, **own)
         if isinstance(loop, Exception):
             return
         for run in runs:
@@ -207,14 +203,6 @@ class _NotComparedError(Exception):
 
 _IN_ITS_OWN = 1e-3
 """How far results may be apart, of their largest value, where the program runs in no other precision than its own."""
-
-
-def _registered(module: nn.Module) -> list[tuple[str, Tensor]]:
-    return [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
-
-
-def _copied(x: Any) -> Any:
-    return x.detach().clone() if isinstance(x, Tensor) else x
 
 
 def _agree(reference: dict[str, Any], ours: dict[str, Any] | Exception, length: int, tolerance: float = 1e-7) -> None:
@@ -251,154 +239,12 @@ def _by(a: Any, b: Any) -> str:
     return ""
 
 
-def _seed(seed: int) -> None:
-    """Seed the generators whose states `undone` restores. A GPU that has not been used yet keeps its seed for its first
-    use, and has no state to restore: `torch.manual_seed` would replace that seed."""
-    if torch.cuda.is_available() and not torch.cuda.is_initialized():
-        torch.default_generator.manual_seed(seed)
-    else:
-        torch.manual_seed(seed)
-
-
-def _outcome(
-    run: Any,
-    plan: Plan,
-    module: nn.Module,
-    forward: Any,
-    spec: Any,
-    leaves: list[Any],
-    state: dict[str, Tensor],
-    seed: int,
-    double: bool,
-    gradients: bool,
-) -> dict[str, Any] | Exception:
-    """Values and, if wanted, gradients of one run, by name."""
-    literals = _of_literals(plan)
-    registered = {id(t): state[n] for n, t in _registered(module)}
-    if double:  # as `in_double` makes the tensors that forward makes itself
-        sources = [replace(s, value=as_double(s.value)) if s.literal else s for s in plan.sources]
-        plan = replace(plan, sources=sources)
-    how = "watch" if run is _run_original else "leave"  # a plan's kernels would make way for what watches
-    with undone(module, parameters=how) as writes, torch.random.fork_rng(devices=[]):
-        _seed(seed)
-        try:
-            with (
-                torch.enable_grad(),
-                stateless._reparametrize_module(module, dict(state)),  # which it writes into
-                _attributes_copied(module, registered, double) as attributes,
-                in_double(literals) if double else contextlib.nullcontext(),
-            ):
-                # In-place writes into inputs need non-leaf tensors; gradients are taken with respect to the leaves.
-                used = [x * 1 if isinstance(x, Tensor) and x.requires_grad else x for x in leaves]
-                out = run(plan, module, forward, spec, used)
-                found: dict[str, Any] = {f"result {i}": x for i, x in enumerate(leaves_of_result(out))}
-                for each in plan.attributes:
-                    values = leaves_of_result(lookup(module, each.qualified, each.keys))
-                    what = "".join([each.qualified, *(f"[{key!r}]" for key in each.keys)])
-                    found |= {f"attribute {what!r} ({i})": x for i, x in enumerate(values)}
-                found |= {f"input {i} after the call": x for i, x in enumerate(used)}
-                for kind, what in plan.outputs:
-                    if kind == "buffer":
-                        found[f"buffer {what!r}"] = lookup(module, what).detach().clone()
-                with no_autocast():  # in the block: activation checkpointing runs forward again
-                    grads = _gradients(found, leaves, state | attributes) if gradients else {}
-            return {n: x.clone() if writes.has(x) else x for n, x in found.items()} | grads
-        except Exception as error:  # whatever the user's code raises on these inputs is its own
-            return error
-
-
-def _gradients(found: dict[str, Any], leaves: list[Any], state: dict[str, Tensor]) -> dict[str, Any]:
-    total: Any = 0.0
-    for i, x in enumerate(found.values()):
-        if isinstance(x, Tensor) and x.requires_grad:
-            # Of its own for each: whether a result that has no derivative says so must not change the others' weights.
-            generator = torch.Generator().manual_seed(i)
-            weight = torch.randn(x.shape, dtype=torch.float64, generator=generator).to(x.device)
-            total = total + (
-                (x.real * weight).sum() + (x.imag * weight).sum() if x.is_complex() else (x * weight).sum()
-            )
-    if not isinstance(total, Tensor):
-        return {}
-    named = {f"input {i}": x for i, x in enumerate(leaves) if isinstance(x, Tensor) and x.requires_grad}
-    named |= {f"parameter or state {n!r}": p for n, p in state.items() if p.requires_grad}
-    grads = torch.autograd.grad(total, list(named.values()), allow_unused=True)
-    return {
-        f"gradient of {n}": torch.zeros_like(x) if g is None else g
-        for (n, x), g in zip(named.items(), grads, strict=True)
-    }
-
-
-@contextlib.contextmanager
-def _attributes_copied(module: nn.Module, registered: dict[int, Tensor], double: bool) -> Iterator[dict[str, Tensor]]:
-    """Other tensors in the place of those that modules hold as plain attributes, or in containers, for the time of the
-    block (`undone` restores them): leaves, in double precision or their own.
-
-    Args:
-        registered: what stands for a parameter or a buffer, by its id, which attributes may hold, too.
-
-    Yields:
-        those that require gradient, by name.
-    """
-    copies = dict(registered)
-    found: dict[str, Tensor] = {}
-
-    def copied(name: str, x: Tensor) -> Tensor:
-        if id(x) not in copies:
-            if not double and not x.requires_grad:
-                return x
-            copies[id(x)] = (as_double(x) if double else x.detach().clone()).requires_grad_(x.requires_grad)
-            if x.requires_grad:
-                found[f"{name} ({len(found)})"] = copies[id(x)]
-        return copies[id(x)]
-
-    for path, sub in members.named_modules(module):
-        for name, value in list(sub.__dict__.items()):
-            if name not in ("_parameters", "_buffers", "_modules"):
-                new = replaced(value, functools.partial(copied, f"{path}.{name}" if path else name))
-                if new is not value:
-                    sub.__dict__[name] = new
-    yield found
-
-
-def _run_original(plan: Plan, module: nn.Module, forward: Any, spec: Any, leaves: list[Any]) -> Any:
-    args, kwargs = pytree.tree_unflatten(leaves, spec)
-    return forward(*args, **kwargs)
-
-
-def _run_plan(plan: Plan, module: nn.Module, forward: Any, spec: Any, leaves: list[Any]) -> Any:
-    return plan.run(module, [x for x in leaves if isinstance(x, Tensor)])
-
-
-def _run_torch_forms(plan: Plan, module: nn.Module, forward: Any, spec: Any, leaves: list[Any]) -> Any:
-    """What runs where a kernel cannot: on other devices, under function transforms, for second derivatives."""
-    with torch_forms():
-        return _run_plan(plan, module, forward, spec, leaves)
-
-
-def _truth(module: nn.Module, forward: Any, spec: Any, leaves: Sequence[Any]) -> list[Any] | None:
-    """The results of the original in double precision, or None where it does not run in it."""
-    state = {n: as_double(t) for n, t in [*module.named_parameters(), *module.named_buffers()]}
-    registered = {id(t): state[n] for n, t in [*module.named_parameters(), *module.named_buffers()]}
-    mine = [as_double(x) for x in leaves]
-    args, kwargs = pytree.tree_unflatten(mine, spec)
-    try:
-        with (
-            undone(module, leaves) as writes,
-            torch.random.fork_rng(devices=[]),
-            stateless._reparametrize_module(module, state, tie_weights=True),
-            _attributes_copied(module, registered, True),
-            in_double(),
-        ):
-            return leaves_of_result(apart(forward(*args, **kwargs), mine, writes))
-    except Exception:  # what the user's code raises in another precision is no fault of the plan
-        return None
-
-
 def _counted(
     plan: Plan, module: nn.Module, forward: Any, spec: Any, leaves: Sequence[Any], length: int
 ) -> tuple[Record, Counter[Any]]:
     """A run of the original, and its calls by function, constant numbers and gradient mode."""
-    found = count_calls(module, forward, spec, leaves, plan.numbers is not None)
+    left = functools.partial(left_behind, plan, module, leaves)
+    found = count_calls(module, forward, spec, leaves, plan.numbers is not None, left)
     first = first_otherwise(plan.decisions, found.decisions) if plan.decisions else None
     if first is not None:
         raise OtherBranch(first.otherwise)
@@ -446,14 +292,65 @@ def check_length(
     """
     # What has a gradient tells steps apart that have the same values: it is looked at where it goes in the call.
     flags = (torch.is_grad_enabled(), gradient_flags(module, [x for x in leaves if isinstance(x, Tensor)]))
-    if plan.signature_counts is None or plan.signature_counts[3] != flags:
-        first, second = plan.min_length, plan.min_length + 2 * plan.period
-        sized = [differentiable(resize(leaves, plan.axis.dims, n), leaves) for n in (first, second)]
-        counts = [_counted(plan, module, forward, spec, x, n)[1] for n, x in zip((first, second), sized, strict=True)]
-        plan.signature_counts = (first, counts[0], counts[1], flags)
-    first, one, two, _ = plan.signature_counts
-    plain = [x.detach() if isinstance(x, Tensor) else x for x in leaves]
+    known = plan.signature_counts is not None and plan.signature_counts[3] == flags
+    if not known:
+        _count_short_runs(plan, module, forward, spec, leaves, flags)
+    copies = {id(x): x.detach() for x in leaves if isinstance(x, Tensor)}  # of one tensor that comes twice, one
+    plain = [copies.get(id(x), x) for x in leaves]
     found, actual = _counted(plan, module, forward, spec, differentiable(plain, leaves), length)
+    problem = _other_calls(plan, actual, length)
+    if (
+        problem is not None and known
+    ):  # what was counted may be of another batch size, whose numbers operators are given
+        _count_short_runs(plan, module, forward, spec, leaves, flags)
+        problem = _other_calls(plan, actual, length)
+    if problem is not None:
+        return problem
+    if plan.numbers is not None and not plan.numbers.take(found.log, length):
+        text = f"at length {length} operators are not given the numbers that their short runs predict."
+        return Obstruction("LR011", "", text)
+    # Nothing may watch torch's operators here: kernels would make way for it.
+    with torch.no_grad(), undone(module, leaves, parameters="leave"), torch.random.fork_rng(devices=[]):
+        try:
+            ours = plan.run(module, [x for x in leaves if isinstance(x, Tensor)])
+            left = left_behind(plan, module, leaves)
+        except Exception as error:  # a plan that cannot run must not take the model with it
+            return Obstruction("LR010", "", f"at length {length} the rewritten graph fails: {error}.")
+        truth = truth_of(module, forward, spec, plain) if plan.mixed else None
+    results = [leaves_of_result(x) for x in (found.output, ours)]
+    if plan.mixed:
+        for i, (a, b) in enumerate(zip(*results, strict=True)):
+            wrong = worse(truth[i], a, b) if truth is not None else None
+            if wrong:
+                return Obstruction("LR010", "", f"at length {length} result {i} {wrong}.")
+        return None
+    theirs, own = ({f"result {i}": x for i, x in enumerate(each)} for each in results)
+    unsure = False
+    for what, a in (theirs | found.left).items():
+        b = (own | left).get(what)
+        if not isinstance(a, Tensor) or not isinstance(b, Tensor):
+            continue
+        if a.dtype in _LOOSE and not close(a.to(b.dtype), b, _LOOSE[a.dtype]):
+            return Obstruction("LR010", "", f"at length {length} {what} differs{_by(a, b)}.")
+        # Whole numbers and truth values may turn on a rounding, and half precision is nothing else.
+        unsure |= a.dtype not in _LOOSE and not (a.shape == b.shape and torch.equal(a, b.to(a.dtype)))
+    return _differs_in_double(plan, module, forward, spec, leaves, length) if unsure else None
+
+
+def _count_short_runs(
+    plan: Plan, module: nn.Module, forward: Any, spec: Any, leaves: Sequence[Any], flags: Any
+) -> None:
+    """Let a plan know what short runs call."""
+    first, second = plan.min_length, plan.min_length + 2 * plan.period
+    sized = [differentiable(resize(leaves, plan.axis.dims, n), leaves) for n in (first, second)]
+    counts = [_counted(plan, module, forward, spec, x, n)[1] for n, x in zip((first, second), sized, strict=True)]
+    plan.signature_counts = (first, counts[0], counts[1], flags)
+
+
+def _other_calls(plan: Plan, actual: Counter[Any], length: int) -> Obstruction | None:
+    """What a run at a length calls otherwise than its short runs predict."""
+    assert plan.signature_counts is not None
+    first, one, two, _ = plan.signature_counts
     expected: Counter[Any] = Counter()
     for key in one | two:
         expected[key] = one[key] + (two[key] - one[key]) * (length - first) // (2 * plan.period)
@@ -462,24 +359,25 @@ def check_length(
             mode = " without gradient" if torch.is_grad_enabled() and not key[2] else ""
             text = f"at length {length} '{key[0]}' runs {actual[key]} times{mode} where {expected[key]} were expected."
             return Obstruction("LR011", "", text)
-    if plan.numbers is not None and not plan.numbers.take(found.log, length):
-        text = f"at length {length} operators are not given the numbers that their short runs predict."
-        return Obstruction("LR011", "", text)
-    # Nothing may watch torch's operators here: kernels would make way for it.
-    with torch.no_grad(), undone(module, leaves, parameters="leave"), torch.random.fork_rng(devices=[]):
-        try:
-            ours = plan.run(module, [x for x in leaves if isinstance(x, Tensor)])
-        except Exception as error:  # a plan that cannot run must not take the model with it
-            return Obstruction("LR010", "", f"at length {length} the rewritten graph fails: {error}.")
-        truth = _truth(module, forward, spec, plain) if plan.mixed else None
-    results = [leaves_of_result(x) for x in (found.output, ours)]
-    for i, (a, b) in enumerate(zip(*results, strict=True)):
-        if plan.mixed:
-            problem = worse(truth[i], a, b) if truth is not None else None
-            if problem:
-                return Obstruction("LR010", "", f"at length {length} result {i} {problem}.")
-            continue
-        loose = isinstance(a, Tensor) and isinstance(b, Tensor) and a.dtype in _LOOSE
-        if loose and not close(a.to(b.dtype), b, _LOOSE[a.dtype]):
-            return Obstruction("LR010", "", f"at length {length} result {i} differs{_by(a, b)}.")
+    return None
+
+
+def _differs_in_double(
+    plan: Plan, module: nn.Module, forward: Any, spec: Any, leaves: Sequence[Any], length: int
+) -> Obstruction | None:
+    """Whether a plan differs from the original where both run in double precision."""
+    state = {n: t.detach() for n, t in registered_tensors(module)}
+
+    def ran(run: Any) -> dict[str, Any] | Exception:
+        inputs = [as_double(x.detach()) if isinstance(x, Tensor) else x for x in leaves]
+        own = {n: as_double(t) for n, t in state.items()}
+        return outcome(run, plan, module, forward, spec, inputs, own, length, True, False)
+
+    reference = ran(run_original)
+    if isinstance(reference, Exception):
+        return None
+    try:
+        _agree(reference, ran(run_plan), length)
+    except Refused as refused:
+        return refused.obstruction
     return None

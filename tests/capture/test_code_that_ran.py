@@ -15,7 +15,8 @@ import pytest
 from torch import nn
 
 from linrec.capture import surroundings
-from linrec.capture.surroundings import Watch, code_that_runs, points
+from linrec.capture.ran import Ran, code_that_runs
+from linrec.capture.surroundings import Watch, points
 
 NEAR, FAR, FARTHER = 0.5, [0.5], 0.25
 INIT = {"n": 1}
@@ -230,7 +231,7 @@ def test_the_code_of_the_users_is_noted_by_whichever_way_is_free() -> None:
     assert ways == after == (mine, mine) and found is None
 
 
-def ran(*functions: Any, on: tuple[type, ...] = ()) -> surroundings.Ran:
+def ran(*functions: Any, on: tuple[type, ...] = ()) -> Ran:
     return {f.__code__: (f.__globals__, set(on)) for f in functions}
 
 

@@ -339,8 +339,11 @@ def test_which_attributes_count() -> None:
         assert changed("a", 2.0, only) and changed("c", [2.0], only) and changed("a", 1, only)
     assert not changed("b", torch.ones(2)) and changed("b", 1.0) and not changed("b", 1.0, {"a"})
     assert not changed("c", [2.0], {"a"}) and not changed("a", 2.0, {"c"})
-    for table in ("_forward_hooks", "_parameters", "_is_full_backward_hook"):
+    for table in ("_forward_hooks", "_is_full_backward_hook"):
         assert not changed(table, collections.OrderedDict(x=1.0))
+    for table in ("_parameters", "_buffers"):  # by which names there are tensors, and by which there is none
+        assert changed(table, collections.OrderedDict(x=None)) and changed(table, collections.OrderedDict(x=1.0))
+        assert not changed(table, collections.OrderedDict(x=None), {"a"})
     assert changed("forward", function) and changed("forward", types.MethodType(function, owner), {"a"})
     front = InFront()
     for front.own in (None, function):

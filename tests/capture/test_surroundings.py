@@ -22,7 +22,7 @@ import pytest
 import torch
 from torch import nn
 
-from linrec.capture import surroundings
+from linrec.capture import code_names, surroundings
 from linrec.capture.frozen import GONE, MAX_ITEMS, MAX_OBJECTS
 from linrec.capture.surroundings import reached
 
@@ -196,7 +196,8 @@ def test_what_names_stand_for_among_globals() -> None:
     names = surroundings._Names()
     names.code(code, space)
     found = {name: point for (where, name), point in names.found.items() if where == id(space)}
-    assert found.keys() == {"GAIN", "plain", "THING"}
+    assert found.keys() == {"GAIN", "plain", "THING", "nowhere"}
+    assert found["nowhere"][1]() is GONE
     assert Thing in names.pending and plain in names.pending and cached.__wrapped__ in names.pending
     found["plain"][2](3)  # type: ignore[misc]
     assert space["plain"] == found["plain"][1]() == 3
@@ -209,12 +210,28 @@ def test_globals_that_code_is_still_to_make() -> None:
     names = surroundings._Names()
     inner = "def g():\n  global inner\n  inner = 1\n"
     names.code(code_of(f"global later, there\nlater = there = 1\nlocal = 2\nx.attribute = 3\n{inner}"), space)
-    assert seen_by(names) == {"later": GONE, "there": 1, "inner": GONE}
+    assert seen_by(names) == {"later": GONE, "there": 1, "inner": GONE, "x": GONE}
     _, read, write = names.found[id(space), "later"]
     assert write is not None
     for value in (2, GONE, GONE):
         write(value)
         assert read() == value and space == ({"there": 1, "later": 2} if value == 2 else {"there": 1})
+
+
+def test_what_code_asks_for_and_is_not_there() -> None:
+    names = surroundings._Names()
+    names.code(code_of("getattr(x, 'boost', 1)\n'other name'\nlen(x)"), {})
+    assert names.asked >= {"boost"} and "other name" not in names.asked
+    names.absent(Thing)
+    _, read, write = names.found[id(Thing), "boost"]
+    assert read() is GONE and write is not None
+    write(3)
+    assert read() == 3
+    write(GONE)
+    assert read() is GONE
+    names = surroundings._Names()
+    names.code(code_of("'boost'"), {})
+    assert not names.asked
 
 
 def test_what_was_not_set_is_taken_away_again() -> None:
@@ -265,7 +282,7 @@ def test_the_environment_is_read_by_either_name() -> None:
     for text in ("environ", "getenv('A')"):
         names = surroundings._Names()
         names.code(compile(text, "x", "eval"), {})
-        assert names.found.keys() == {(0, "environ")}
+        assert {name for where, name in names.found if where == 0} == {"environ"}
         assert dict(names.found[0, "environ"][1]())["PATH"]
 
 
@@ -286,27 +303,27 @@ def code_of(text: str) -> types.CodeType:
 
 def test_modules_that_code_imports(packages: dict[str, types.ModuleType]) -> None:
     code = code_of("from . import two\nfrom .. import one\nimport three, math, nowhere\nx = lambda: 1")
-    assert set(surroundings._imported(code, "alpha.beta")) == {
+    assert set(code_names.imported(code, "alpha.beta")) == {
         packages[n] for n in ("alpha.beta.two", "alpha.one", "three")
     }
-    assert set(surroundings._imported(code, "")) == {packages["three"]}
+    assert set(code_names.imported(code, "")) == {packages["three"]}
     names = surroundings._Names()
     names.code(code, {"__package__": "alpha.beta"})
     assert packages["alpha.one"] in names.pending
-    assert surroundings._imported(code_of("three.x"), "") == []
+    assert code_names.imported(code_of("three.x"), "") == []
 
 
 @pytest.mark.parametrize("before", range(6))
 def test_imports_anywhere_in_code(before: int, packages: dict[str, types.ModuleType]) -> None:
     code = code_of("x = y\n" * before + "import three")
-    assert surroundings._imported(code, "") == [packages["three"]]
-    assert surroundings._imported(code_of(f"def g():\n  {'x = y;' * before} import three"), "") == [packages["three"]]
+    assert code_names.imported(code, "") == [packages["three"]]
+    assert code_names.imported(code_of(f"def g():\n  {'x = y;' * before} import three"), "") == [packages["three"]]
 
 
 def test_names_in_code() -> None:
     code = code_of("a.b\nreturn getattr(c, 'd'), 'not e', 7, lambda: f.g")
-    assert set(surroundings._names(code)) >= {"a", "b", "getattr", "c", "d", "f", "g"}
-    assert not any(" " in name for name in surroundings._names(code))
+    assert set(code_names.code_names(code)) >= {"a", "b", "getattr", "c", "d", "f", "g"}
+    assert not any(" " in name for name in code_names.code_names(code))
 
 
 class Base:
@@ -394,7 +411,7 @@ def test_what_counts_as_a_state() -> None:
 
 def test_which_names_are_globals() -> None:
     """The functions themselves, not what they remember of code that is equal."""
-    read, assigned = surroundings._global_names.__wrapped__, surroundings._assigned_names.__wrapped__
+    read, assigned = code_names.global_names.__wrapped__, code_names.assigned_names.__wrapped__
     code = code_of("global made\nmade = there.attribute\ndel gone.x\nlocal = 1\nlambda: inner.x")
     assert read(code) == {"made", "there", "gone", "inner"} and assigned(code) == {"made"}
     assert read(code_of("globals()['there'].x")) == {"globals", "there", "x"}

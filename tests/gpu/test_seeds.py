@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from linrec.runtime import validate
+from linrec.runtime import outcome
 
 
 @pytest.mark.parametrize("in_use", [False, True])
@@ -15,8 +15,8 @@ def test_a_gpu_that_is_not_in_use_keeps_its_seed(in_use: bool, monkeypatch: pyte
     seeded: list[int] = []
     monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
     with torch.random.fork_rng(devices=[]):
-        validate._seed(7)
+        outcome.seed_generators(7)
         first = torch.rand(3)
-        validate._seed(7)
+        outcome.seed_generators(7)
         assert torch.equal(first, torch.rand(3))
     assert seeded == ([7, 7] if in_use else [])

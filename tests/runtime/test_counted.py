@@ -119,6 +119,7 @@ def settled(x: Tensor, scale: float = 1.0, gain: float | None = None) -> Any:
     while i < n:
         total = total + out[i]
         i += 1
+    assert x.shape[1] == x.clone().size(1) and x.shape[1] - 1 > 0
     assert n > 1 and len(out) == n and t == n - 1, f"{names[0]} {scale * 2}"
     if gain is not None and out:
         total = total * gain

@@ -84,6 +84,16 @@ def test_a_model_with_a_plan(gated: tuple[Gated, Gated], backend: str) -> None:
         agree(torch.autograd.grad(loss, wanted), torch.autograd.grad(expected, others))
 
 
+def test_new_lengths_are_checked_without_the_compiler(gated: tuple[Gated, Gated]) -> None:
+    """Which would otherwise compile the original's run, whose calls are counted."""
+    ours, loop = gated
+    program = torch.compile(ours, backend="eager")
+    for length in (12, 40, 60, 61):
+        agree(program(series(2, length)), loop(series(2, length)))
+    assert linrec.report(ours).parallel
+    assert not linrec.report(ours).obstructions
+
+
 def test_by_the_default_backend(gated: tuple[Gated, Gated]) -> None:
     model, oracle = gated
     program = torch.compile(lambda x: torch.tanh(model(x)).sum(), fullgraph=True)
