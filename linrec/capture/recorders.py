@@ -169,6 +169,11 @@ def _by(frame: Any) -> str:
 _ASKS_GRADIENT = (getattr(Tensor, "requires_grad").__set__, Tensor.requires_grad_)  # noqa: B009
 
 
+_MAY_BE_SELF = frozenset(
+    ("contiguous", "to", "type", "type_as", "float", "double", "half", "bfloat16", "int", "long", "bool", "cpu", "cuda")
+)
+"""What returns its argument where that is as it is wanted, which may be a matter of its strides."""
+
 _MADE_BY = "_linrec_made_by"
 """An attribute of tensors that a run has made."""
 
@@ -249,8 +254,11 @@ class Calls(TorchFunctionMode):
         listed = bool(args) and isinstance(args[0], (list, tuple))  # of all steps, maybe
         out = func(*args, **(kwargs or {}))
         if not self.keep and func != _GRAD:  # a gradient may have been there before
-            names = [self.known.get(id(x), "") for x in tensors]
-            self._mark(out, (name, frozenset(names) if listed else tuple(names)), tensors)
+            names = [origin if isinstance(origin, str) else "" for origin, _ in flags]
+            made_by: Hashable = (name, frozenset(names) if listed else tuple(names))
+            if name.rpartition(".")[2] in _MAY_BE_SELF and tensors:
+                made_by = flags[0][0]
+            self._mark(out, made_by, tensors)
         if not self.keep and isinstance(out, (Tensor, list, tuple)) and type(out) is not torch.Size:
             # What gives no tensor, as a look at a size, may come between others in some of the steps.
             which = frozenset(flags) if listed else tuple(flags)

@@ -212,6 +212,20 @@ def test_another_state_is_no_reason() -> None:
     assert linrec.report(ours).parallel and not linrec.report(ours).obstructions
 
 
+def test_strides_are_no_reason() -> None:
+    """What is contiguous already is the argument itself, and a copy otherwise."""
+
+    def loop(x: Tensor) -> Tensor:
+        x = x.contiguous().to(torch.float64)
+        return looped(x, lambda h, t: 0.9 * h + x[:, t])
+
+    ours = linrec.parallelize(loop)
+    for length in (20, 64, 30, 100):
+        x = torch.randn(2, 3, length, dtype=torch.float64).transpose(1, 2)
+        torch.testing.assert_close(ours(x), loop(x))
+    assert linrec.report(ours).parallel and not linrec.report(ours).obstructions
+
+
 class Config:
     """To which something is added later."""
 
