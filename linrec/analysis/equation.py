@@ -66,7 +66,7 @@ def joined(recurrence: SemiringRecurrence, name: str, invariant: Collection[fx.N
 def summed(system: SemiringSystem, names: Sequence[str]) -> Equation:
     """The formulas of a recurrence over another semiring, of any structure: ``a[t] = logsumexp(A + a[t-1]) + e[t]``."""
     labels = Labels(names, system.invariant)
-    over, join = _SUMS[system.kind.name]
+    join, over = system.kind.words
 
     def label(f: Factor) -> Any:
         if f.atom.kind == "state":
@@ -97,9 +97,6 @@ def summed(system: SemiringSystem, names: Sequence[str]) -> Equation:
 
 def _plus(terms: list[Any]) -> Any:
     return sympy.Add(*terms, evaluate=False) if len(terms) > 1 else terms[0]
-
-
-_SUMS = {"log-sum-exp": ("logsumexp", "logaddexp"), "max-plus": ("max", "max"), "min-plus": ("min", "min")}
 
 
 def _used(formulas: list[Any], labels: Labels) -> tuple[tuple[str, str], ...]:

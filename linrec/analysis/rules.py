@@ -17,15 +17,19 @@ from linrec.ir.nodes import shape_of, value
 aten = torch.ops.aten
 Rule = Callable[..., Polynomial]
 RULES: dict[Any, Rule] = {}
+MOVES: set[Any] = set()
+"""Operators that move elements, or take one or the other: their rules hold over every semiring."""
 
 
-def rule(*targets: Any, replace: bool = False) -> Callable[[Rule], Rule]:
+def rule(*targets: Any, replace: bool = False, moves: bool = False) -> Callable[[Rule], Rule]:
     """Register a rule: ``f(algebra, node, *args, **kwargs) -> Polynomial``, where `args` are the operator's arguments
     with every tensor replaced by its `Polynomial`. Raise `NoRule` where the operator is not polynomial.
 
     Args:
         targets: operators (``torch.ops.aten.mul.Tensor``); a packet (``torch.ops.aten.mul``) stands for all of them.
         replace: whether it may take the place of another rule.
+        moves: whether the operators only move elements, or choose among them: such a rule holds over other semirings
+            than the ordinary one, too (maxima, log-sum-exp).
 
     Raises:
         ExtensionError: where an operator has another rule.
@@ -35,6 +39,7 @@ def rule(*targets: Any, replace: bool = False) -> Callable[[Rule], Rule]:
         for target in overloads(targets):
             enter("rule", str(target), f, RULES.get(target), replace)
             RULES[target] = guarded("rule", str(target), f, (NoRule,))
+            (MOVES.add if moves else MOVES.discard)(target)
         return f
 
     return register
@@ -230,7 +235,7 @@ def _pow(algebra: Algebra, node: fx.Node, a: Any, exponent: Any) -> Polynomial:
     return result  # type: ignore[no-any-return]
 
 
-@rule(aten.where.self, aten.where.ScalarOther, aten.where.ScalarSelf, aten.where.Scalar)
+@rule(aten.where.self, aten.where.ScalarOther, aten.where.ScalarSelf, aten.where.Scalar, moves=True)
 def _where(algebra: Algebra, node: fx.Node, mask: Any, a: Any, b: Any) -> Polynomial:
     condition = node.args[0]
     if not algebra.is_free(condition):
@@ -248,7 +253,7 @@ def _as_unmask(p: Polynomial) -> Polynomial:
     return Polynomial(p.axes, terms)
 
 
-@rule(aten.masked_fill.Scalar, aten.masked_fill.Tensor)
+@rule(aten.masked_fill.Scalar, aten.masked_fill.Tensor, moves=True)
 def _masked_fill(algebra: Algebra, node: fx.Node, a: Any, mask: Any, fill: Any) -> Polynomial:
     condition = node.args[1]
     if not algebra.is_free(condition):
@@ -375,24 +380,25 @@ def _mean_all(algebra: Algebra, node: fx.Node, a: Any, dtype: Any = None) -> Pol
     aten.squeeze.default,
     aten.squeeze.dim,
     aten.squeeze.dims,
+    moves=True,
 )
 def _reshape(algebra: Algebra, node: fx.Node, a: Any, *_: Any, **__: Any) -> Polynomial:
     return algebra.space.reshape(a, shape_of(node))
 
 
-@rule(aten.permute.default)
+@rule(aten.permute.default, moves=True)
 def _permute(algebra: Algebra, node: fx.Node, a: Any, dims: Any) -> Polynomial:
     return algebra.space.permute(a, [d % a.rank for d in dims])
 
 
-@rule(aten.transpose.int, aten.swapaxes.default)
+@rule(aten.transpose.int, aten.swapaxes.default, moves=True)
 def _transpose(algebra: Algebra, node: fx.Node, a: Any, i: int, j: int) -> Polynomial:
     order = list(range(a.rank))
     order[i], order[j] = order[j], order[i]
     return algebra.space.permute(a, order)
 
 
-@rule(aten.t.default, aten.numpy_T.default, aten.mT.default)
+@rule(aten.t.default, aten.numpy_T.default, aten.mT.default, moves=True)
 def _t(algebra: Algebra, node: fx.Node, a: Any) -> Polynomial:
     if a.rank < 2:
         return a  # type: ignore[no-any-return]
@@ -402,24 +408,24 @@ def _t(algebra: Algebra, node: fx.Node, a: Any) -> Polynomial:
     return algebra.space.permute(a, order)
 
 
-@rule(aten.movedim.int, aten.movedim.intlist)
+@rule(aten.movedim.int, aten.movedim.intlist, moves=True)
 def _movedim(algebra: Algebra, node: fx.Node, a: Any, source: Any, destination: Any) -> Polynomial:
     # The sizes of a probe tensor tell the order, with negative dimensions and lists resolved as torch does.
     probe = torch.empty(tuple(range(2, 2 + a.rank)), device="meta").movedim(source, destination)
     return algebra.space.permute(a, [s - 2 for s in probe.shape])
 
 
-@rule(aten.expand.default, aten.broadcast_to.default, aten.expand_as.default)
+@rule(aten.expand.default, aten.broadcast_to.default, aten.expand_as.default, moves=True)
 def _expand(algebra: Algebra, node: fx.Node, a: Any, *_: Any, **__: Any) -> Polynomial:
     return algebra.space.align(a, algebra._zeros(node))[0]
 
 
-@rule(aten.clone.default, aten.contiguous.default, aten.alias.default)
+@rule(aten.clone.default, aten.contiguous.default, aten.alias.default, moves=True)
 def _identity(algebra: Algebra, node: fx.Node, a: Any, **_: Any) -> Polynomial:
     return a  # type: ignore[no-any-return]
 
 
-@rule(aten._to_copy.default, aten.to.dtype, aten.to.device, aten.to.dtype_layout, aten.type_as.default)
+@rule(aten._to_copy.default, aten.to.dtype, aten.to.device, aten.to.dtype_layout, aten.type_as.default, moves=True)
 def _cast(algebra: Algebra, node: fx.Node, a: Any, *_: Any, **__: Any) -> Polynomial:
     if not (is_licence(node) or widens(node)) or value(node.args[0]).device != value(node).device:
         raise NoRule("a cast that rounds")

@@ -68,7 +68,7 @@ def _blocks(rows: Sequence[int], size: int) -> Iterator[int]:
             yield block
 
 
-@rule(aten.slice.Tensor)
+@rule(aten.slice.Tensor, moves=True)
 def _slice(
     algebra: Algebra, node: fx.Node, a: Any, dim: int = 0, start: Any = None, end: Any = None, step: int = 1
 ) -> Polynomial:
@@ -77,13 +77,13 @@ def _slice(
     return select_rows(algebra, a, dim, range(*slice(start, end, step).indices(size_of(algebra, a, dim))))
 
 
-@rule(aten.narrow.default)
+@rule(aten.narrow.default, moves=True)
 def _narrow(algebra: Algebra, node: fx.Node, a: Any, dim: int, start: Any, length: Any) -> Polynomial:
     start %= size_of(algebra, a, dim)
     return select_rows(algebra, a, dim, range(start, start + length))
 
 
-@rule(aten.select.int)
+@rule(aten.select.int, moves=True)
 def _select(algebra: Algebra, node: fx.Node, a: Any, dim: int, index: Any) -> Polynomial:
     if not isinstance(index, int):
         raise NoRule("an element at a symbolic position")
@@ -91,14 +91,14 @@ def _select(algebra: Algebra, node: fx.Node, a: Any, dim: int, index: Any) -> Po
     return algebra.space.reshape(picked, shape_of(node))
 
 
-@rule(aten.flip.default)
+@rule(aten.flip.default, moves=True)
 def _flip(algebra: Algebra, node: fx.Node, a: Any, dims: Any) -> Polynomial:
     for dim in dims:
         a = select_rows(algebra, a, dim, range(size_of(algebra, a, dim))[::-1])
     return a  # type: ignore[no-any-return]
 
 
-@rule(aten.roll.default)
+@rule(aten.roll.default, moves=True)
 def _roll(algebra: Algebra, node: fx.Node, a: Any, shifts: Any, dims: Any = ()) -> Polynomial:
     shifts, dims = as_list(shifts), as_list(dims)
     if not dims:
@@ -135,7 +135,7 @@ def _padded(i: int, size: int, mode: str) -> int:
     return -1
 
 
-@rule(aten.unfold.default)
+@rule(aten.unfold.default, moves=True)
 def _unfold(algebra: Algebra, node: fx.Node, a: Any, dim: int, size: int, step: int) -> Polynomial:
     dim %= a.rank
     count = (size_of(algebra, a, dim) - size) // step + 1
@@ -145,7 +145,7 @@ def _unfold(algebra: Algebra, node: fx.Node, a: Any, dim: int, size: int, step: 
     return algebra.space.permute(windows, [*(d for d in range(a.rank + 1) if d != dim + 1), dim + 1])
 
 
-@rule(aten.repeat_interleave.self_int)
+@rule(aten.repeat_interleave.self_int, moves=True)
 def _repeat_interleave(
     algebra: Algebra, node: fx.Node, a: Any, repeats: Any, dim: Any = None, output_size: Any = None
 ) -> Polynomial:
@@ -157,7 +157,7 @@ def _repeat_interleave(
     return Polynomial(tuple(axes), a.terms)
 
 
-@rule(aten.repeat.default)
+@rule(aten.repeat.default, moves=True)
 def _repeat(algebra: Algebra, node: fx.Node, a: Any, repeats: Any) -> Polynomial:
     if not all(isinstance(r, int) for r in repeats):
         raise NoRule("a repetition of symbolic length")
@@ -165,7 +165,7 @@ def _repeat(algebra: Algebra, node: fx.Node, a: Any, repeats: Any) -> Polynomial
     return Polynomial(tuple((*algebra.space.fresh(r), *axis) for r, axis in zip(repeats, axes, strict=True)), a.terms)
 
 
-@rule(aten.cat.default)
+@rule(aten.cat.default, moves=True)
 def _cat(algebra: Algebra, node: fx.Node, tensors: Any, dim: int = 0) -> Polynomial:
     parts = [t for t, shape in zip(tensors, (shape_of(n) for n in node.args[0]), strict=True) if shape != (0,)]
     sizes = [size_of(algebra, t, dim) for t in parts]
@@ -180,7 +180,7 @@ def _cat(algebra: Algebra, node: fx.Node, tensors: Any, dim: int = 0) -> Polynom
     return result
 
 
-@rule(aten.stack.default)
+@rule(aten.stack.default, moves=True)
 def _stack(algebra: Algebra, node: fx.Node, tensors: Any, dim: int = 0) -> Polynomial:
     dim %= tensors[0].rank + 1
     lifted = [Polynomial((*t.axes[:dim], (), *t.axes[dim:]), t.terms) for t in tensors]
@@ -192,7 +192,7 @@ def _stack(algebra: Algebra, node: fx.Node, tensors: Any, dim: int = 0) -> Polyn
     return result
 
 
-@rule(aten.slice_scatter.default)
+@rule(aten.slice_scatter.default, moves=True)
 def _slice_scatter(
     algebra: Algebra, node: fx.Node, a: Any, b: Any, dim: int = 0, start: Any = None, end: Any = None, step: int = 1
 ) -> Polynomial:
@@ -201,7 +201,7 @@ def _slice_scatter(
     return _put(algebra, a, b, dim, range(*slice(start, end, step).indices(size_of(algebra, a, dim))))
 
 
-@rule(aten.select_scatter.default)
+@rule(aten.select_scatter.default, moves=True)
 def _select_scatter(algebra: Algebra, node: fx.Node, a: Any, b: Any, dim: int, index: Any) -> Polynomial:
     if not isinstance(index, int):
         raise NoRule("an element at a symbolic position")
@@ -218,7 +218,7 @@ def _put(algebra: Algebra, a: Polynomial, b: Polynomial, dim: int, at: Sequence[
     return algebra.space.add(kept, select_rows(algebra, b, dim, [place.get(i, -1) for i in range(size)]))
 
 
-@rule(operator.getitem)
+@rule(operator.getitem, moves=True)
 def _getitem(algebra: Algebra, node: fx.Node, source: Any, index: Any) -> Polynomial:
     """A member of what `split`, `chunk` or `unbind` returns."""
     if not isinstance(source, fx.Node) or not isinstance(index, int):

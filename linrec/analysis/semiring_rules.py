@@ -4,48 +4,18 @@ and indices is as it was; only what adds, multiplies and contracts has rules of 
 
 from __future__ import annotations
 
-import math
 import operator
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import fx
 
-from linrec.analysis import selection
 from linrec.analysis.polynomial import Monomial, NoRule, Polynomial, Space
-from linrec.analysis.rules import RULES, Algebra, Rule
+from linrec.analysis.rules import MOVES, RULES, Algebra, Rule
+from linrec.ops.semiring_kinds import LOG, MAX, MIN, Kind
 
 aten = torch.ops.aten
-
-
-@dataclass(frozen=True)
-class Kind:
-    """A semiring whose product is the ordinary sum.
-
-    Attributes:
-        name: what reports call it.
-        zero: what is neutral for its sum.
-        plus: its sum of two numbers; times: what some equal numbers sum to, given one of them and their count.
-        exact: whether its derivative depends on the operator where the operands of its sum are equal.
-    """
-
-    name: str
-    zero: float
-    plus: Callable[[float, float], float]
-    times: Callable[[float, int], float]
-    exact: bool
-
-
-def _log_add(x: float, y: float) -> float:
-    high = max(x, y)
-    return high if math.isinf(high) else high + math.log(math.exp(x - high) + math.exp(y - high))
-
-
-LOG = Kind("log-sum-exp", -math.inf, _log_add, lambda x, n: x + math.log(n), False)
-MAX = Kind("max-plus", -math.inf, max, lambda x, n: x, True)
-MIN = Kind("min-plus", math.inf, min, lambda x, n: x, True)
 KINDS = (LOG, MAX, MIN)
 
 
@@ -105,60 +75,7 @@ class SemiringAlgebra(Algebra):
 
     def __init__(self, kind: Kind, states: set[fx.Node], core: set[fx.Node]) -> None:
         super().__init__(states, core)
-        self.kind, self.space, self.rules = kind, SemiringSpace(kind), {**_SHARED, **_PRODUCTS, **_SUMS[kind.name]}
-
-
-_SHARED: dict[Any, Rule] = {
-    target: RULES[target]
-    for target in (
-        aten.reshape.default,
-        aten.view.default,
-        aten._unsafe_view.default,
-        aten.flatten.using_ints,
-        aten.unflatten.int,
-        aten.unsqueeze.default,
-        aten.squeeze.default,
-        aten.squeeze.dim,
-        aten.squeeze.dims,
-        aten.permute.default,
-        aten.transpose.int,
-        aten.swapaxes.default,
-        aten.t.default,
-        aten.numpy_T.default,
-        aten.mT.default,
-        aten.movedim.int,
-        aten.movedim.intlist,
-        aten.expand.default,
-        aten.broadcast_to.default,
-        aten.expand_as.default,
-        aten.clone.default,
-        aten.contiguous.default,
-        aten.alias.default,
-        aten._to_copy.default,
-        aten.to.dtype,
-        aten.to.device,
-        aten.to.dtype_layout,
-        aten.type_as.default,
-        aten.slice.Tensor,
-        aten.narrow.default,
-        aten.select.int,
-        aten.flip.default,
-        aten.roll.default,
-        aten.unfold.default,
-        aten.repeat.default,
-        aten.repeat_interleave.self_int,
-        aten.cat.default,
-        aten.stack.default,
-        aten.slice_scatter.default,
-        aten.select_scatter.default,
-        aten.where.self,
-        aten.where.ScalarOther,
-        aten.where.ScalarSelf,
-        aten.where.Scalar,
-        aten.masked_fill.Scalar,
-    )
-}
-"""Rules that move elements, or take one or the other: they hold in every semiring."""
+        self.kind, self.space, self.rules = kind, SemiringSpace(kind), _rules(kind)
 
 
 def _add(algebra: Algebra, node: fx.Node, a: Any, b: Any, alpha: Any = 1) -> Polynomial:
@@ -213,7 +130,7 @@ def _bounded(below: bool) -> Rule:
 def _member(algebra: Algebra, node: fx.Node, source: Any, index: Any) -> Polynomial:
     """The values of ``max(x, dim)``, or a piece of a split tensor."""
     if not isinstance(source, fx.Node) or source.target not in _WITH_INDICES:
-        return selection._getitem(algebra, node, source, index)
+        return RULES[operator.getitem](algebra, node, source, index)
     if index != 0 or algebra.rules.get(source.target) is not _over:
         raise NoRule("where the greatest is")
     return _over(algebra, node, algebra.of(source.args[0]), *source.args[1:], **source.kwargs)
@@ -221,7 +138,7 @@ def _member(algebra: Algebra, node: fx.Node, source: Any, index: Any) -> Polynom
 
 _WITH_INDICES = (aten.max.dim, aten.min.dim)
 _SUMS: dict[str, dict[Any, Rule]] = {
-    LOG.name: {aten.logaddexp.default: _join, aten.logsumexp.default: _over, operator.getitem: _member},
+    LOG.name: {aten.logaddexp.default: _join, aten.logsumexp.default: _over},
     MAX.name: {
         aten.maximum.default: _join,
         aten.max.other: _join,
@@ -232,7 +149,6 @@ _SUMS: dict[str, dict[Any, Rule]] = {
         aten.clamp_min.Tensor: _bounded(True),
         aten.clamp.default: _bounded(True),
         aten.clamp.Tensor: _bounded(True),
-        operator.getitem: _member,
     },
     MIN.name: {
         aten.minimum.default: _join,
@@ -243,7 +159,6 @@ _SUMS: dict[str, dict[Any, Rule]] = {
         aten.clamp_max.Tensor: _bounded(False),
         aten.clamp.default: _bounded(False),
         aten.clamp.Tensor: _bounded(False),
-        operator.getitem: _member,
     },
 }
 
@@ -270,4 +185,9 @@ with has it."""
 
 def sums_of(kind: Kind) -> frozenset[Any]:
     """The operators that sum in a semiring."""
-    return frozenset(t for t in _SUMS[kind.name] if t is not operator.getitem)
+    return frozenset(_SUMS[kind.name])
+
+
+def _rules(kind: Kind) -> dict[Any, Rule]:
+    moves = {target: RULES[target] for target in MOVES}
+    return {**moves, **_PRODUCTS, **_SUMS[kind.name], operator.getitem: _member}

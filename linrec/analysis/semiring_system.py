@@ -10,11 +10,12 @@ import torch
 from torch import fx
 
 from linrec.analysis.polynomial import Polynomial
-from linrec.analysis.semiring_rules import KINDS, TIES, Kind, SemiringAlgebra, sums_of
+from linrec.analysis.semiring_rules import KINDS, TIES, SemiringAlgebra, sums_of
 from linrec.analysis.stategraph import Component
 from linrec.analysis.structure import affine, changing_nodes, transition_of
 from linrec.ir.nodes import value
 from linrec.ir.recurrence import Transition
+from linrec.ops.semiring_kinds import Kind
 
 aten = torch.ops.aten
 

@@ -32,7 +32,8 @@ class Record:
         result: the pytree structure and, per leaf of the result, where it came from.
         calls: how often each torch function was called (with its floating-point arguments, and in which gradient mode).
             Unlike `events` this does not depend on strides.
-        order: how often each function was called after which other one, with arguments of which some have a gradient.
+        order: how often each function was called after which other one, with arguments that come from where, and of
+            which some have a gradient, where that was asked for.
         log: the calls in order, each with all numbers among its arguments, where that was asked for.
         replaced: the names of parameters, buffers and attributes whose `data` was assigned.
         decisions: what the tensors were on which the run branched, in order, and which lines asked.
@@ -184,7 +185,8 @@ class Calls(TorchFunctionMode):
     Args:
         record: is told; grad: whether the gradient mode is noted; log: whether the calls are listed.
         keep: whether the tensors that the run makes are kept, so that one is known as such.
-        known: names of tensors, by id: calls are told apart by which of them they are given.
+        known: names of tensors, by id, for a run of which nothing stays: calls are told apart by which of them they are
+            given, and what they make is marked.
     """
 
     def __init__(
@@ -196,7 +198,7 @@ class Calls(TorchFunctionMode):
         known: Mapping[int, str] | None = None,
     ) -> None:
         super().__init__()
-        self.known = known or {}
+        self.known = known
         self.record, self.grad, self.log, self.keep = record, grad, log, keep
         self.made: dict[int, Tensor] = {}
         self.last: Hashable = None
@@ -222,14 +224,26 @@ class Calls(TorchFunctionMode):
 
     def _origin(self, x: Tensor) -> Hashable:
         """Which known tensor one is, or the function that made it, with the known ones that this was given."""
+        assert self.known is not None
         return self.known.get(id(x)) or x.__dict__.get(_MADE_BY)
 
-    def _mark(self, out: Any, made_by: Hashable, given: list[Tensor]) -> None:
-        """Note on what a call has made, which may live for a step only, where it comes from."""
+    def _follow(self, func: Any, name: str, listed: bool, given: list[Tensor], flags: list[Any], out: Any) -> None:
+        """Count a call by what it is given, and note on what it has made, which may live for a step only, where that
+        comes from."""
+        assert self.known is not None
+        names = [origin if isinstance(origin, str) else "" for origin, _ in flags]
+        made_by: Hashable = (name, frozenset(names) if listed else tuple(names))
+        if name.rpartition(".")[2] in _MAY_BE_SELF and given:
+            made_by = flags[0][0]
         old = {id(x) for x in given}
-        for x in leaves_of(out):
+        for x in leaves_of(out) if func != _GRAD else ():  # a gradient may have been there before
             if isinstance(x, Tensor) and id(x) not in old and id(x) not in self.known:
                 x.__dict__[_MADE_BY] = made_by
+        if isinstance(out, (Tensor, list, tuple)) and type(out) is not torch.Size:
+            # What gives no tensor, as a look at a size, may come between others in some of the steps.
+            which = frozenset(flags) if listed else tuple(flags)
+            self.record.order[(name, self.last, torch.is_grad_enabled(), which)] += 1
+            self.last = (name, which)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if self.grad and not torch.is_grad_enabled():
@@ -243,27 +257,18 @@ class Calls(TorchFunctionMode):
         if (func in _MEMORY or name.rpartition(".")[2] in _MEMORY_METHODS) and not _by_library(sys._getframe(1)):
             self.record.asked |= {_MEMORY.get(func) or name.rpartition(".")[2]}
         if self.log:
-            given = tuple(n for n in map(number, leaves) if n is not None)
-            self.record.log.append((name, given, torch.is_grad_enabled()))
+            numbers = tuple(n for n in map(number, leaves) if n is not None)
+            self.record.log.append((name, numbers, torch.is_grad_enabled()))
         if name == "aten::detach":  # TorchScript's own: how many it runs depends on how often it was called before
             return func(*args, **(kwargs or {}))
         grad = torch.is_grad_enabled()
         self.record.calls[(name, tuple(x for x in leaves if type(x) is float), grad)] += 1
-        tensors = [] if self.keep else [x for x in leaves if isinstance(x, Tensor)]
-        flags = [(self._origin(x), grad and x.requires_grad) for x in tensors]
-        listed = bool(args) and isinstance(args[0], (list, tuple))  # of all steps, maybe
+        given = [] if self.known is None else [x for x in leaves if isinstance(x, Tensor)]
+        flags = [(self._origin(x), grad and x.requires_grad) for x in given]
         out = func(*args, **(kwargs or {}))
-        if not self.keep and func != _GRAD:  # a gradient may have been there before
-            names = [origin if isinstance(origin, str) else "" for origin, _ in flags]
-            made_by: Hashable = (name, frozenset(names) if listed else tuple(names))
-            if name.rpartition(".")[2] in _MAY_BE_SELF and tensors:
-                made_by = flags[0][0]
-            self._mark(out, made_by, tensors)
-        if not self.keep and isinstance(out, (Tensor, list, tuple)) and type(out) is not torch.Size:
-            # What gives no tensor, as a look at a size, may come between others in some of the steps.
-            which = frozenset(flags) if listed else tuple(flags)
-            self.record.order[(name, self.last, grad, which)] += 1
-            self.last = (name, which)
+        if self.known is not None:
+            listed = bool(args) and isinstance(args[0], (list, tuple))  # of all steps, maybe
+            self._follow(func, name, listed, given, flags, out)
         if self.keep and not name.endswith("__get__"):  # a property may be there already, as a gradient is
             self._keep(leaves, out)
         if is_asked(func, args, kwargs or {}):

@@ -16,7 +16,7 @@ from linrec.ir.recurrence import LinearRecurrence
 from linrec.lowering.cost import Work
 from linrec.lowering.emission import Emitter
 from linrec.lowering.registry import Lowering, Site, coefficients, is_inexact, register, state_bytes, state_size
-from linrec.ops.affine import AffineProgram, Term, affine_scan
+from linrec.ops.affine import AffineProgram, Term
 from linrec.ops.opaque import Opaque, Shape
 
 _LETTERS = "abcdefghijklmnopqrstuvwxABCDEFGHIJKLMNOPQRSTUVWX"
@@ -25,7 +25,7 @@ MAX_MIXED = 1024
 
 
 class AffineScan(Opaque):
-    """`affine_scan` with its program, as a module of a graph. Called with drives, operands, initial states, length."""
+    """A program's scan as a module of a graph. Called with drives, operands, initial states, length."""
 
     def __init__(self, program: AffineProgram) -> None:
         super().__init__()
@@ -36,9 +36,9 @@ class AffineScan(Opaque):
         return [((length, *h.shape), h.dtype) for h in initial]
 
     def run(self, drives: list[Tensor], operands: list[Tensor], initial: list[Tensor], length: int) -> list[Tensor]:
-        """See `linrec.ops.affine.affine_scan`."""
+        """See `linrec.ops.affine.affine_scan` and `linrec.ops.semiring_program.semiring_scan`."""
         full = [b.expand(length, *h.shape) for b, h in zip(drives, initial, strict=True)]
-        return affine_scan(self.program, full, operands, initial, length)
+        return self.program.solve(full, operands, initial, length)
 
 
 class ChunkedAffine(Lowering):

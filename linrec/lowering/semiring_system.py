@@ -5,41 +5,22 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 
 from linrec.analysis.polynomial import Axes, Factor, Index, Monomial
 from linrec.analysis.semiring_system import SemiringSystem
 from linrec.ir.nodes import value
-from linrec.lowering.affine import MAX_MIXED, Structure
+from linrec.lowering.affine import MAX_MIXED, AffineScan, Structure
 from linrec.lowering.cost import Work
 from linrec.lowering.emission import Emitter
 from linrec.lowering.registry import Site, state_bytes, state_size
-from linrec.ops.opaque import Opaque, Shape
-from linrec.ops.semiring_program import SemiringProgram, semiring_scan
+from linrec.ops.semiring_program import SemiringProgram
 
 aten = torch.ops.aten
 _EXPONENTIAL = 8.0
 """What one element of a log-sum-exp takes, in operations on elements."""
-
-
-class SemiringScan(Opaque):
-    """`semiring_scan` with its program, as a module of a graph."""
-
-    def __init__(self, program: SemiringProgram) -> None:
-        super().__init__()
-        self.program = program
-
-    def shapes(self, drives: list[Any], operands: list[Tensor], initial: list[Tensor], length: int) -> list[Shape]:
-        """Of `run`."""
-        return [((length, *h.shape), h.dtype) for h in initial]
-
-    def run(self, drives: list[Any], operands: list[Tensor], initial: list[Tensor], length: int) -> list[Tensor]:
-        """See `linrec.ops.semiring_program.semiring_scan`."""
-        full = [None if b is None else b.expand(length, *h.shape) for b, h in zip(drives, initial, strict=True)]
-        return semiring_scan(self.program, full, operands, initial, length)
 
 
 def fits(system: SemiringSystem) -> bool:
@@ -70,7 +51,7 @@ def emit(system: SemiringSystem, site: Site) -> list[tuple[fx.Node | None, fx.No
     outer = tuple(tuple(k for k, atom in enumerate(structure.atoms) if atom.node in own) for own in system.outer)
     program = SemiringProgram(found.terms, found.sizes, found.lanes, found.mixed, system.kind.name, system.ties, outer)
     args = (drives, operands, site.initial, site.vectorizer.length)
-    states = site.call_module(SemiringScan(program), args, system.states)
+    states = site.call_module(AffineScan(program), args, system.states)
     return [(node, site.final(node, state)) for node, state in zip(states, system.states, strict=True)]
 
 
@@ -97,18 +78,19 @@ class _SemiringEmitter(Emitter):
             return self._emit(aten.where.ScalarOther, condition, node, self.kind.zero)
         return self._emit(aten.where.ScalarSelf, condition, self.kind.zero, node)
 
-    def drive(self, terms: Sequence[Monomial], axes: Axes, like: fx.Node) -> fx.Node | None:
-        """The sum of monomials without a state, of the state's dtype; None for no terms."""
-        if not terms:
-            return None
+    def drive(self, terms: Sequence[Monomial], axes: Axes, like: fx.Node) -> fx.Node:
+        """The sum of monomials without a state, of the state's dtype."""
         order = [i for axis in axes for i in axis]
         parts = [self._sum(term, order) for term in terms]
-        node = self._merge(functools.reduce(self._join, parts), axes)
+        if parts:
+            node = self._merge(functools.reduce(self._join, parts), axes)
+        else:
+            node = self._full(self.kind.zero, len(axes))
         dtype = value(like).dtype
         return node if value(node).dtype == dtype else self._emit(aten._to_copy.default, node, dtype=dtype)
 
     def _join(self, x: fx.Node, y: fx.Node) -> fx.Node:
-        return self._emit(_JOINS[self.kind.name], x, y)
+        return self._emit(self.kind.join, x, y)
 
     def _sum(self, term: Monomial, order: list[Index]) -> fx.Node:
         bound = sorted({i for f in term.factors for i in f.indices()} - set(order))
@@ -125,13 +107,5 @@ class _SemiringEmitter(Emitter):
         for mask in masks:
             node = self._masked(mask, self._spread(self._split(mask), [*order, *bound]), node)
         if bound:
-            node = self._emit(_TOTALS[self.kind.name], node, [len(order) + 1 + k for k in range(len(bound))])
+            node = self._emit(self.kind.total, node, [len(order) + 1 + k for k in range(len(bound))])
         return node
-
-
-_JOINS = {
-    "log-sum-exp": aten.logaddexp.default,
-    "max-plus": aten.maximum.default,
-    "min-plus": aten.minimum.default,
-}
-_TOTALS = {"log-sum-exp": aten.logsumexp.default, "max-plus": aten.amax.default, "min-plus": aten.amin.default}

@@ -71,6 +71,12 @@ class AffineProgram:
         """The sum of two tensors."""
         return x + y
 
+    def solve(
+        self, drives: Sequence[Tensor], operands: Sequence[Tensor], initial: Sequence[Tensor], length: int
+    ) -> list[Tensor]:
+        """See `affine_scan`."""
+        return affine_scan(self, drives, operands, initial, length)
+
     def apply(self, states: Sequence[Tensor], operands: Sequence[Tensor]) -> list[Tensor]:
         """The linear part, once. States are (C, *state, X); operands (C or 1, *indices)."""
         sizes = dict(self.sizes)

@@ -17,6 +17,7 @@ from torch.autograd import forward_ad
 from ._dtypes import compute_dtype, in_old_vmap
 from .affine import AffineProgram, Term, _aligned, _merged, _split_sizes, affine_scan, chunked_scan
 from .precision import own_precision
+from .semiring_kinds import KINDS
 
 _WHOLE = 1 << 22
 """The number of elements up to which what is summed is formed at once; above, a part of the steps at a time."""
@@ -41,13 +42,12 @@ class SemiringProgram(AffineProgram):
     @property
     def zero(self) -> float:
         """What is neutral for the sum."""
-        return math.inf if self.kind == "min-plus" else -math.inf
+        return KINDS[self.kind].zero
 
     def join(self, x: Tensor, y: Tensor) -> Tensor:
         """The semiring's sum of two tensors."""
-        if self.kind == "log-sum-exp":
-            return torch.logaddexp(x, y)
-        return torch.minimum(x, y) if self.kind == "min-plus" else torch.maximum(x, y)
+        joined: Tensor = KINDS[self.kind].join(x, y)
+        return joined
 
     @property
     def one(self) -> float:
@@ -56,12 +56,11 @@ class SemiringProgram(AffineProgram):
 
     def total(self, x: Tensor, dims: Sequence[int], tie: str = "even") -> Tensor:
         """The semiring's sum over dimensions, the last ones."""
-        if self.kind == "log-sum-exp":
-            return torch.logsumexp(x, list(dims))
         if tie == "first":
             flat = x.flatten(dims[0], dims[-1])
             return (flat.min(dims[0]) if self.kind == "min-plus" else flat.max(dims[0])).values
-        return x.amin(list(dims)) if self.kind == "min-plus" else x.amax(list(dims))
+        found: Tensor = KINDS[self.kind].total(x, list(dims))
+        return found
 
     def joined(self, moved: Tensor, drive: Tensor, tie: str) -> Tensor:
         """The sum of what a step makes of a state and of its drive, with its derivative where they are equal."""
@@ -125,6 +124,12 @@ class SemiringProgram(AffineProgram):
             (_rows(state, begin, step), [_rows(x, begin, step) for x in operands]) for begin in range(0, lead, step)
         ]
 
+    def solve(
+        self, drives: Sequence[Tensor], operands: Sequence[Tensor], initial: Sequence[Tensor], length: int
+    ) -> list[Tensor]:
+        """See `semiring_scan`."""
+        return semiring_scan(self, drives, operands, initial, length)
+
     def _product(self, matrix: Tensor, flat: Tensor) -> Tensor:
         """The product of matrices in the semiring."""
         return self.total(matrix.unsqueeze(-1) + flat.unsqueeze(-3), [-2])
@@ -145,7 +150,7 @@ def _placed(state: Tensor, labels: str, order: str) -> Tensor:
 
 def semiring_scan(
     program: SemiringProgram,
-    drives: Sequence[Tensor | None],
+    drives: Sequence[Tensor],
     operands: Sequence[Tensor],
     initial: Sequence[Tensor],
     length: int,
@@ -154,7 +159,7 @@ def semiring_scan(
 
     Args:
         program: the linear part L.
-        drives: b, one per state: (T, *state); None for none.
+        drives: b, one per state: (T, *state).
         operands: the factors that the terms name: (T or 1, *indices).
         initial: one per state: (*state).
         length: T.
@@ -167,11 +172,7 @@ def semiring_scan(
     scan is that of Särkkä and García-Fernández, "Temporal Parallelization of Bayesian Smoothers" (2021).
     """
     dtypes = [h.dtype for h in initial]
-    full = [
-        h.new_full((1,) * (h.dim() + 1), program.zero).expand(length, *h.shape) if b is None else b
-        for b, h in zip(drives, initial, strict=True)
-    ]
-    drives, operands, initial = ([x.to(compute_dtype(x.dtype)) for x in xs] for xs in (full, operands, initial))
+    drives, operands, initial = ([x.to(compute_dtype(x.dtype)) for x in xs] for xs in (drives, operands, initial))
     tensors = [*drives, *operands, *initial]
     if forward_ad._current_level >= 0 or in_old_vmap(*tensors) or any(map(is_functorch_wrapped_tensor, tensors)):
         found: Sequence[Tensor] = _loop(program, drives, operands, initial, length)

@@ -125,7 +125,11 @@ class Lower(Pass):
         may_stay = self.loops or isinstance(recurrence, SemiringSystem)
         if may_stay and not pinned and found and loop and found[0].seconds > _SLOWER * loop.seconds:
             text = f"{found[0].name} would take {found[0].seconds / loop.seconds:.2g} times as long."
-            hint = "" if lowering else "Nothing: what is multiplied step by step are vectors, and matrices at once."
+            hint = (
+                ""
+                if lowering
+                else "Nothing to do: step by step a matrix meets a vector, all at once it meets matrices."
+            )
             return Obstruction("LR017", entry.location, text, hint)
         if lowering is None and isinstance(recurrence, LinearRecurrence):
             text = f"the recurrence {entry.equation} is affine ({entry.transition}), but has no lowering yet."

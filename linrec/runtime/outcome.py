@@ -42,25 +42,22 @@ def copied(x: Any) -> Any:
     return x.detach().clone() if isinstance(x, Tensor) else x
 
 
-def _attribute(each: Any) -> str:
-    """How messages call what forward has assigned."""
-    what = "".join([each.qualified, *(f"[{key!r}]" for key in each.keys)])
-    return f"attribute {what!r}"
+def _assigned(plan: Plan, module: nn.Module) -> dict[str, Any]:
+    """What forward has assigned to attributes, as it is, and copies of the buffers that it has written, by name."""
+    found: dict[str, Any] = {}
+    for each in plan.attributes:
+        values = leaves_of_result(lookup(module, each.qualified, each.keys))
+        what = "".join([each.qualified, *(f"[{key!r}]" for key in each.keys)])
+        found |= {f"attribute {what!r} ({i})": x for i, x in enumerate(values)}
+    return found | {f"buffer {name!r}": copied(lookup(module, name)) for name in sorted(plan.written)}
 
 
 def left_behind(plan: Plan, module: nn.Module, leaves: Sequence[Any]) -> dict[str, Any]:
     """What a call of forward, just made, has assigned to attributes and written into buffers and inputs."""
-    found: dict[str, Any] = {}
-    for each in plan.attributes:
-        values = leaves_of_result(lookup(module, each.qualified, each.keys))
-        found |= {f"{_attribute(each)} ({i})": copied(x) for i, x in enumerate(values)}
+    found = {name: copied(x) for name, x in _assigned(plan, module).items()}
     tensors = [x for x in leaves if isinstance(x, Tensor)]
-    for kind, what in plan.outputs:
-        if kind == "buffer":
-            found[f"buffer {what!r}"] = copied(lookup(module, what))
-        elif kind == "input":
-            found[f"input {what} after the call"] = copied(tensors[what])
-    return found
+    written = [what for kind, what in plan.outputs if kind == "input"]
+    return found | {f"input {what} after the call": copied(tensors[what]) for what in written}
 
 
 def seed_generators(seed: int) -> None:
@@ -104,13 +101,8 @@ def outcome(
                 used = [x * 1 if isinstance(x, Tensor) and x.requires_grad else x for x in leaves]
                 out = run(plan, module, forward, spec, used)
                 found: dict[str, Any] = {f"result {i}": x for i, x in enumerate(leaves_of_result(out))}
-                for each in plan.attributes:
-                    values = leaves_of_result(lookup(module, each.qualified, each.keys))
-                    found |= {f"{_attribute(each)} ({i})": x for i, x in enumerate(values)}
+                found |= _assigned(plan, module)
                 found |= {f"input {i} after the call": x for i, x in enumerate(used)}
-                for kind, what in plan.outputs:
-                    if kind == "buffer":
-                        found[f"buffer {what!r}"] = lookup(module, what).detach().clone()
                 with no_autocast():  # in the block: activation checkpointing runs forward again
                     grads = _gradients(found, leaves, state | attributes) if gradients else {}
             return {n: x.clone() if writes.has(x) else x for n, x in found.items()} | grads

@@ -299,9 +299,8 @@ def check_length(
     plain = [copies.get(id(x), x) for x in leaves]
     found, actual = _counted(plan, module, forward, spec, differentiable(plain, leaves), length)
     problem = _other_calls(plan, actual, length)
-    if (
-        problem is not None and known
-    ):  # what was counted may be of another batch size, whose numbers operators are given
+    # What was counted may be of another batch size, whose numbers operators are given, or of another state.
+    if problem is not None and known:
         _count_short_runs(plan, module, forward, spec, leaves, flags)
         problem = _other_calls(plan, actual, length)
     if problem is not None:

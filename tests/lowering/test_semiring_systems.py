@@ -209,13 +209,20 @@ def _double() -> Any:
     torch.set_default_dtype(torch.float32)
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_values_and_gradients(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def compiled(name: str, monkeypatch: pytest.MonkeyPatch) -> tuple[nn.Module, nn.Module]:
+    """A case with a plan, for calls of any length, and the same as a loop."""
     monkeypatch.setenv("LINREC_SHORTEST", "1")
-    cls, inputs, transition = CASES[name]
+    cls, inputs, _ = CASES[name]
     loop = cls()
     model = linrec.parallelize(copy.deepcopy(loop))
     run(model, inputs(2, 24))
+    return model, loop
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_values_and_gradients(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs, transition = CASES[name][1:]
+    model, loop = compiled(name, monkeypatch)
     (entry,) = [r for r in linrec.report(model).recurrences if r.states]
     assert entry.parallel and entry.transition == transition
     for batch, length in ((3, 41), (1, 9), (2, 18), (2, 3), (2, 2), (5, 100)):
@@ -230,11 +237,8 @@ def test_values_and_gradients(name: str, monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.parametrize("name", ["Forward", "Field", "Pair", "Viterbi", "relu"])
 def test_second_derivatives_and_transforms(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LINREC_SHORTEST", "1")
-    cls, inputs, _ = CASES[name]
-    loop = cls()
-    model = linrec.parallelize(copy.deepcopy(loop))
-    run(model, inputs(2, 24))
+    inputs = CASES[name][1]
+    model, loop = compiled(name, monkeypatch)
     x, *rest = inputs(2, 31)
     v = torch.randn_like(x)
 

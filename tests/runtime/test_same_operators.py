@@ -226,6 +226,21 @@ def test_strides_are_no_reason() -> None:
     assert linrec.report(ours).parallel and not linrec.report(ours).obstructions
 
 
+def test_runs_leave_no_marks() -> None:
+    """Whatever a model keeps of its calls: its code may look at a tensor's attributes."""
+
+    class Keeps(Kept):
+        def forward(self, x: Tensor) -> Tensor:
+            y = super().forward(x)
+            self.rows = {**getattr(self, "rows", {}), x.shape[1]: torch.ones(x.shape[1])}
+            return y
+
+    ours = linrec.parallelize(Keeps())
+    for length in (20, 30, 64):
+        y = ours(torch.randn(2, length, 3, dtype=torch.float64))
+        assert not any(t.__dict__ for t in (y, ours.h, *ours.rows.values(), *ours.parameters()))
+
+
 class Config:
     """To which something is added later."""
 
