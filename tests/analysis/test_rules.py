@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 import torch
 from torch import fx
+from torch.utils import _pytree as pytree
 
 from linrec.analysis.polynomial import Polynomial
-from linrec.analysis.rules import RULES, Algebra
+from linrec.analysis.rules import MOVES, RULES, Algebra
 
 from .graphs import BATCH, StepGraph
 from .numeric import Numbers
@@ -97,3 +98,25 @@ def check(c: Case, symbolic: bool) -> None:
 
 def test_every_rule_has_a_case() -> None:
     assert set(RULES) - {c.target for c in CASES} == {operator.getitem}, "see test_selection.py"
+
+
+@pytest.mark.parametrize("c", [c for c in CASES if c.target in MOVES], ids=repr)
+def test_what_moves_elements_makes_no_new_ones(c: Case) -> None:
+    """Which is why such a rule holds over other semirings, whose zero is not 0: every number was there before."""
+    built = build(c, False)
+    leaves = [*built.values.values(), *pytree.tree_leaves((c.args, c.kwargs))]
+    given = {
+        x for n, v in built.values.items() if n is not built.node and isinstance(v, torch.Tensor) for x in numbers(v)
+    }
+    given |= {float(x) for x in leaves if type(x) in (int, float)}
+    made = {x for v in pytree.tree_leaves(built.values[built.node]) for x in numbers(v)}
+    assert made <= given
+
+
+def numbers(x: torch.Tensor) -> list[Any]:
+    return [complex(y) if isinstance(y, complex) else float(y) for y in x.flatten().tolist()]
+
+
+def test_what_fills_with_zeros_moves_more_than_elements() -> None:
+    assert not {aten.pad.default, aten.constant_pad_nd.default, aten.tril.default, aten.zeros_like.default} & MOVES
+    assert {aten.cat.default, aten.roll.default, aten.where.self, aten.permute.default} <= MOVES
